@@ -4,11 +4,11 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
-from mlxchat.json_text import MOST_DIGITS, MOST_NESTED, as_type, parse_json
+from mlxchat.json_text import MOST_DIGITS, MOST_NESTED, as_type, parse_json, parse_json_as
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,40 @@ def test_a_text_of_a_type_is_whole_characters() -> None:
     assert halved == ["\ud800"]
     with pytest.raises(ValueError, match="hex escape"):
         as_type(halved, TypeAdapter(list[str]))
+
+
+class _Named(BaseModel):
+    name: str
+    values: list[float] = []
+
+
+NAMED = TypeAdapter(_Named | float | list[int] | str | None)
+
+
+@given(
+    st.text(st.sampled_from('[]{}":,\\ud8DC0019e-.NaIfnty '), max_size=60)
+    | st.binary(max_size=20)
+    | st.builds(json.dumps, st.none() | st.floats() | st.lists(st.integers()) | st.text())
+)
+@example('{"name": "a", "values": [1, NaN], "other": ["\\ud800"]}')
+@example('\ufeff{"name": "a", "name": "b"}')
+@example('{"name": "\\ud800"}')
+@example('{"name": 1}')
+def test_reading_as_a_type_at_once_is_the_same(text: str | bytes) -> None:
+    encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    try:
+        expected = repr(as_type(parse_json(encoded), NAMED))
+    except ValueError as error:
+        with pytest.raises(type(error)) as raised:
+            parse_json_as(encoded, NAMED)
+        assert str(raised.value) == str(error)
+    else:
+        assert repr(parse_json_as(encoded, NAMED)) == expected
+
+
+def test_what_a_type_leaves_out_is_not_looked_at() -> None:
+    deep = "[" * (MOST_NESTED + 1) + "]" * (MOST_NESTED + 1)
+    text = f'{{"name": "a", "other": {deep}}}'.encode()
+    assert parse_json_as(text, NAMED) == _Named(name="a")
+    with pytest.raises(ValueError, match="nested"):
+        parse_json_as(text.replace(b"name", b"nome"), NAMED)

@@ -7,10 +7,11 @@ Infinity, which Python writes, halves of surrogate pairs, and the last one of eq
 takes no halves, and NaN and Infinity only where the type does.
 """
 
+import codecs
 import json
 from typing import TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 MOST_NESTED = 100  # arrays and objects within each other
 MOST_DIGITS = 300  # of an integer; one of 309 may be too large for a float
@@ -53,6 +54,24 @@ def as_type(value: object, kind: TypeAdapter[Parsed]) -> Parsed:
         pydantic.ValidationError: it is not of that type; a ValueError.
     """
     return kind.validate_json(json.dumps(value), strict=True)
+
+
+def parse_json_as(text: bytes, kind: TypeAdapter[Parsed]) -> Parsed:
+    """Return what `as_type` makes of a text in JSON, in a fraction of the time.
+
+    No objects are made of what the type leaves out, and nothing in there matters. So the type must
+    say what it wants throughout: where it has `Any`, values may be nested deeper than elsewhere.
+
+    Raises:
+        ValueError: as `parse_json` and `as_type` raise it.
+
+    >>> parse_json_as(b"[1, 2]", TypeAdapter(list[int]))
+    [1, 2]
+    """
+    try:
+        return kind.validate_json(text.removeprefix(codecs.BOM_UTF8), strict=True)
+    except ValidationError:
+        return as_type(parse_json(text), kind)
 
 
 _NESTED = f"more than {MOST_NESTED} values are nested"

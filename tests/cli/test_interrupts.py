@@ -16,6 +16,7 @@ from support.marks import slow
 from mlxchat.checkpoint import store
 from mlxchat.data.shards import DATASETS
 from mlxchat.home import Home
+from mlxchat.telemetry.status import read_status, status_path
 
 TINY = (
     "train --dataset builtin --depth 1 --max-seq-len 32 --device-batch-size 4 --model-tag tiny "
@@ -108,7 +109,10 @@ def test_a_second_interrupt_ends_at_once(supervise: list[str], prepared_home: Pa
         until(process, events, lambda event: "Ctrl-C again" in event.get("text", ""))
         process.send_signal(signal.SIGINT)
         assert ended(process, events) == 130
-    assert not store.steps(Home(prepared_home).runs / "tiny")
+    place = Home(prepared_home)
+    assert not store.steps(place.runs / "tiny")
+    status = read_status(status_path(place.log("tiny")))
+    assert status and status.ended == "interrupted"
 
 
 def test_interrupted_while_a_tokenizer_reads_text_it_leaves_nothing(home: Path) -> None:

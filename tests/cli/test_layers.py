@@ -86,6 +86,12 @@ def test_the_command_line_goes_before_the_file(program: Program) -> None:
     assert "http://127.0.0.1:9/models (command line)" in out
 
 
+def test_info_on_a_run_with_other_settings_in_a_file_suggests_another_name(tiny: Program) -> None:
+    code, _, err = tiny("info", "--config", "run.toml", "--depth", "2")
+    assert code == 1
+    assert "give another --model-tag for a new run" in err
+
+
 def test_a_file_may_say_auto_and_the_command_line_may_say_it_after_a_number(
     program: Program,
 ) -> None:

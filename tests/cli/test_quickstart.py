@@ -49,16 +49,16 @@ def said(
 
 @pytest.mark.parametrize("said", [(trained,)], indirect=True)
 def test_each_part_is_explained_and_no_setting_is(said: str) -> None:
-    assert said.index("1 of 3: it learns to write") < said.index("quickstart: step 0 of 750")
-    assert "off by 2.74 bits per byte at step 0, and by 0.21 at step 750" in said
-    assert "2 of 3: it learns to answer" in said
+    assert said.index("Part 1 of 3: learning to write") < said.index("quickstart: step 0 of 750")
+    assert "from 2.74 bits per byte at step 0 to 0.21 at step 750" in said
+    assert "Part 2 of 3: learning to answer" in said
     assert PLAN.text not in said and WARNING.text in said
 
 
 @pytest.mark.parametrize("said", [(finished,)], indirect=True)
 def test_a_run_that_is_finished_is_said_to_be(said: str) -> None:
     assert said.count("The run quickstart is finished.") == 2
-    assert "is not done again without --fresh" in said
+    assert "are skipped; --fresh starts over" in said
 
 
 @pytest.mark.parametrize("said", [(trained, "--json")], indirect=True)

@@ -95,6 +95,8 @@ def test_show(program: Program, place: Home) -> None:
     assert shown["samples"][0]["text"] == " saw 40 hens." and len(shown["checkpoints"]) == 2
     code, _, told = program("runs", "show", "fx")
     assert code == 1 and "Did you mean fox?" in told
+    assert "Did you mean fox?" in program("runs", "show", "FOX")[2]
+    assert "called ''." in program("runs", "show", "")[2]
 
 
 def test_compare(program: Program, place: Home) -> None:
@@ -104,10 +106,13 @@ def test_compare(program: Program, place: Home) -> None:
     compared = json.loads(program("runs", "compare", "fox", "hen", "--json")[1])
     assert compared["better"] == "fox" and compared["differences"]["dropout"]["hen"] == "0.1"
     assert program("runs", "compare", "fox", "fox")[0] == 2
+    put_step(place.runs / "bare", 3)
+    code, said, _ = program("runs", "compare", "fox", "bare")
+    assert code == 0 and "The settings of bare are not known." in said
 
 
 def test_rename_and_copy(program: Program, place: Home) -> None:
-    assert program("runs", "rename", "fox", "wolf")[1] == "fox is called wolf now.\n"
+    assert program("runs", "rename", "fox", "wolf")[1] == "fox is now called wolf.\n"
     assert "wolf2 is a copy of wolf" in program("runs", "copy", "wolf", "wolf2")[1]
     assert {run.name for run in all_runs(place)} == {"hen", "wolf", "wolf2"}
     code, _, told = program("runs", "rename", "wolf", "hen")
@@ -125,7 +130,7 @@ def test_remove_says_what_and_asks(program: Program, place: Home, answers: list[
     assert "Nothing was removed." in said
     assert program("runs", "remove", "fox")[0] == 1
     code, said, _ = program("runs", "remove", "fox")
-    assert code == 0 and "1 run removed" in said
+    assert code == 0 and "Removed 1 run, " in said
     assert [run.name for run in all_runs(place)] == ["hen"]
 
 
@@ -141,7 +146,7 @@ def test_remove_without_a_terminal_needs_yes(program: Program, place: Home) -> N
 def test_export(program: Program, place: Home, tmp_path: Path) -> None:
     out = tmp_path / "fox.csv"
     code, said, _ = program("runs", "export", "fox", "--out", str(out))
-    assert code == 0 and said == f"41 lines are in {out}.\n"
+    assert code == 0 and said == f"Wrote 41 lines to {out}.\n"
     assert len(out.read_text().splitlines()) == 42
     code, _, told = program("runs", "export", "fox", "--out", str(out))
     assert code == 1 and "exists already" in told
@@ -175,6 +180,8 @@ def test_info_describes_the_run_and_no_other(program: Program, place: Home) -> N
     assert code == 1 and "run of another stage" in told
     code, _, told = program("info", "--model-tag", "fix")
     assert code == 1 and "Did you mean fox?" in told
+    assert "Did you mean fox?" in program("runs", "show", "FOX")[2]
+    assert "called ''." in program("runs", "show", "")[2]
     new = ["--depth", "1", "--dataset", "builtin", "--vocab-size", "300", "--max-seq-len", "64"]
     code, said, _ = program("info", "--model-tag", "new", *new, "--json")
     assert code == 0 and json.loads(said)["plan"]["model"]["n_layer"] == 1
@@ -219,16 +226,24 @@ def test_data_remove(program: Program, place: Home, own_text: Path, answers: lis
     assert code == 1 and "There are none." in told
 
 
+@pytest.mark.parametrize(
+    ("saved", "reads"), [((20,), "on mine"), ((), "and has saved nothing yet")]
+)
 def test_a_dataset_in_use_stays(
-    program: Program, place: Home, own_text: Path, monkeypatch: pytest.MonkeyPatch
+    saved: tuple[int, ...],
+    reads: str,
+    program: Program,
+    place: Home,
+    own_text: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import mlxchat.report.runs
 
-    MadeRun("busy", settings={"dataset": "mine"}, steps=20, saved=(20,), ended=None).put(place)
+    MadeRun("busy", settings={"dataset": "mine"}, steps=20, saved=saved, ended=None).put(place)
     monkeypatch.setattr(mlxchat.report.runs, "run_state", lambda *_: "running")
     for command in (["remove", "mine", "--yes"], ["fetch", "--from", str(own_text), "--replace"]):
         code, _, told = program("data", *command)
-        assert code == os.EX_TEMPFAIL and "busy is being trained on mine" in told
+        assert code == os.EX_TEMPFAIL and f"busy is being trained {reads}" in told
     assert place.data("mine").exists()
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from mlxchat.monitor.machine import (
     pressure,
 )
 from mlxchat.monitor.runs import SILENT_SECONDS, Log, Monitor, Runs, WatchedRun, as_json
+from mlxchat.telemetry import status as status_module
 from mlxchat.telemetry.events import (
     Ended,
     Evaluated,
@@ -54,6 +56,7 @@ from mlxchat.telemetry.status import (
     Process,
     Status,
     StatusFile,
+    note_interruption,
     read_status,
     status_path,
     this_process,
@@ -269,6 +272,33 @@ def test_a_status_has_the_error_of_a_failed_run(
     status = read_status(path)
     assert status is not None
     assert (status.ended, status.failure) == (ended, failure)
+
+
+@pytest.mark.parametrize(("ended", "shown"), [(None, "interrupted"), ("finished", "finished")])
+def test_an_exit_without_clean_up_is_an_interruption(
+    tmp_path: Path, ended: str | None, shown: str
+) -> None:
+    path = tmp_path / "status.json"
+    with StatusFile(path, Meter(), lambda: MEMORY, lambda: 1.0, HERE) as file:
+        if ended:
+            file.update(Ended(1.0, 3, ended))
+        note_interruption()
+        status = read_status(path)
+        assert status is not None and status.ended == shown
+    path.unlink()
+    note_interruption()
+    assert not path.exists()  # the run is over
+
+
+def test_a_disk_that_hangs_delays_no_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_module, "_PATIENCE", 0.05)
+    with StatusFile(tmp_path / "status.json", Meter(), lambda: MEMORY, lambda: 1.0, HERE) as file:
+        hanging = threading.Event()
+        monkeypatch.setattr(file, "interrupt", hanging.wait)
+        began = monotonic()
+        note_interruption()
+        assert monotonic() - began < 2
+        hanging.set()
 
 
 def test_a_status_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:

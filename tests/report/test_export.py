@@ -1,14 +1,17 @@
 """The log of a run as CSV and as event files of TensorBoard."""
 
 import csv
+import errno
+import os
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.run_homes import MadeRun
 
-from mlxchat.errors import CheckpointError, ConfigError, NotFound
+from mlxchat.errors import CheckpointError, ConfigError, DiskError, NotFound
 from mlxchat.home import Home
 from mlxchat.report.export import COLUMNS, export_log
 from mlxchat.telemetry.events import Progressed, Rewarded, event_to_json
@@ -91,3 +94,21 @@ def test_event_files_have_what_was_measured(place: Home, tmp_path: Path) -> None
     assert found["train/tokens_per_second", 8] == 512
     assert ("samples/text_summary", 20) in found
     assert exported.rows == len(found)
+
+
+def test_a_full_disk_ends_an_export(
+    place: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = pytest.importorskip("tensorboardX.event_file_writer")
+
+    write = writer.EventsWriter.write_event
+
+    def full(self: object, event: Any) -> None:
+        if event.step > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, event)
+
+    monkeypatch.setattr(writer.EventsWriter, "write_event", full)
+    with pytest.raises(DiskError, match="No space left"):
+        export_log(place, "fox", "tensorboard", tmp_path / "events")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]

@@ -10,26 +10,34 @@ _WRITER = """
 import json, sys, time
 from pathlib import Path
 
-class SummaryWriter:
-    def __init__(self, folder, **settings):
-        self.file = (Path(folder) / "written.jsonl").open("a")
+class EventsWriter:
+    def __init__(self, prefix, suffix):
+        self.file = (Path(prefix).parent / "written.jsonl").open("a")
         {at_start}
 
-    def add_scalar(self, name, value, step):
-        {at_value}
-        self._write(name, value, step)
-
-    def add_text(self, name, value, step):
+    def write_event(self, event):
+        (name, value), step = event["summary"], event["step"]
+        if isinstance(value, float):
+            {at_value}
         self._write(name, value, step)
 
     def _write(self, *what):
         self.file.write(json.dumps(what) + chr(10))
         self.file.flush()
 
+    def flush(self):
+        pass
+
     def close(self):
         {at_end}
         self._write("closed", None, None)
 """
+_REST = {
+    "__init__": "",
+    "summary": "def scalar(name, value): return name, value\n\ntext = scalar",
+    "proto/__init__": "",
+    "proto/event_pb2": "Event = dict",
+}
 
 
 def planted_writer(
@@ -49,8 +57,10 @@ def planted_writer(
     """
     code = {"at_start": at_start, "at_value": at_value, "at_end": at_end}
     code = {name: statement or "pass" for name, statement in code.items()}
-    folder.mkdir(parents=True)
-    (folder / "tensorboardX.py").write_text(_WRITER.format(**code))
+    for module, text in (_REST | {"event_file_writer": _WRITER.format(**code)}).items():
+        path = folder / "tensorboardX" / f"{module}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     paths = [str(folder), os.environ.get("PYTHONPATH", "")]
     patch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
     patch.syspath_prepend(str(folder))

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,15 +33,16 @@ from mlxchat.telemetry.events import (
     Stepped,
 )
 from mlxchat.telemetry.meter import Meter
-from mlxchat.telemetry.tracker_child import ENDED, WHERE, follow_run_by_lines
-from mlxchat.telemetry.trackers import (
+from mlxchat.telemetry.tracked import (
     TrackedRun,
     TrackedSample,
     TrackedStep,
-    begin_tracking,
-    require_tracker,
+    tracked_settings,
+    tracked_values,
 )
-from mlxchat.telemetry.tracking import Tracking, tracked_settings, tracked_values
+from mlxchat.telemetry.tracker_child import ENDED, WHERE, follow_run_by_lines
+from mlxchat.telemetry.trackers import begin_tracking, require_tracker
+from mlxchat.telemetry.tracking import Tracking
 
 MEMORY = Memory(active=1, peak=2 * 10**9, cache=3, machine_used=4, machine_total=8)
 STARTED = Started(0.0, "d4", 0, 100, 64, 10, 1000.0, "a chip", 1000)
@@ -265,23 +267,26 @@ def test_trackio_measures_nothing_itself(
 def test_tensorboard_begins_anew_with_a_new_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written_by: list[object] = []
-    library = SimpleNamespace(
-        SummaryWriter=lambda folder, **_: SimpleNamespace(
-            add_text=lambda *given: written_by.append(given)
-        )
-    )
-    monkeypatch.setitem(sys.modules, "tensorboardX", library)
+    written_by: list[dict[str, object]] = []
+    writer = SimpleNamespace(write_event=written_by.append)
+    summary = SimpleNamespace(scalar=lambda *given: given, text=lambda *given: given)
+    for name, module in {
+        "tensorboardX": SimpleNamespace(summary=summary),
+        "tensorboardX.event_file_writer": SimpleNamespace(EventsWriter=lambda *_: writer),
+        "tensorboardX.proto": SimpleNamespace(),
+        "tensorboardX.proto.event_pb2": SimpleNamespace(Event=dict),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
     ours, other = (tmp_path / f"events.out.tfevents.1.host{end}" for end in (".mlxchat", ""))
     for path in (ours, other):
         path.touch()
     begin_tracking(a_run(tmp_path, 50), "abc", known=True)
-    begin_tracking(a_run(tmp_path, 50), "abc", known=False)
-    written_by.clear()
-    assert ours.exists()
+    assert ours.exists() and not written_by
     begin_tracking(a_run(tmp_path), "abc", known=False)
     assert other.exists() and not ours.exists()
-    assert written_by == [("settings", "| setting | value |\n| --- | --- |\n| depth | 4 |", 0)]
+    table = "| setting | value |\n| --- | --- |\n| depth | 4 |"
+    [event] = written_by
+    assert (event["summary"], event["step"]) == (("settings", table), 0)
 
 
 # What is sent, by the process of the tracker
@@ -390,13 +395,17 @@ def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tracked(
-    folder: Path, steps: int = 5, finish_seconds: float = 20.0, most_waiting: int = 1000
+    folder: Path,
+    steps: int = 5,
+    finish_seconds: float = 20.0,
+    most_waiting: int = 1000,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[list[str], float]:
     """Return what the user is told in a run, and the longest time that an event took."""
     folder.mkdir(exist_ok=True)
     told: list[str] = []
     meter, longest = Meter(), 0.0
-    tracking = Tracking(a_run(folder), meter, told.append, finish_seconds, most_waiting)
+    tracking = Tracking(a_run(folder), meter, told.append, stop, finish_seconds, most_waiting)
     with tracking as update:
         for step in range(1, steps + 1):
             began = time.perf_counter()
@@ -448,9 +457,30 @@ def test_a_tracker_that_hangs_costs_the_run_no_more_than_the_wait_at_its_end(
     assert longest < 1
     assert told == [
         "tensorboard does not keep up: some steps are missing there.",
-        "Waiting for tensorboard to send the rest, at most 0 s.",
-        "tensorboard has not ended in time; some of the run may be missing there.",
+        "Waiting for tensorboard to send the rest, at most 0 s. Ctrl-C ends the wait.",
+        "tensorboard did not finish; some of the run may be missing there.",
     ]
+
+
+@pytest.mark.parametrize("silent", [0.0, 15.0])
+def test_a_wish_to_end_cuts_the_last_wait_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: float
+) -> None:
+    monkeypatch.setattr(tracking_module, "_SILENT_WAIT", silent)
+    planted_writer(tmp_path / "library", monkeypatch, at_start="time.sleep(600)")
+    asked = iter([False, False, False, *[True] * 99])  # before the wait, then while it lasts
+    began = time.perf_counter()
+    told, _ = tracked(tmp_path / "logs", finish_seconds=60, stop=lambda: next(asked))
+    assert time.perf_counter() - began < 30
+    assert told[-1].startswith("tensorboard did not finish")
+
+
+def test_a_run_that_was_asked_to_end_is_sent_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted_writer(tmp_path / "library", monkeypatch)
+    told, _ = tracked(tmp_path / "logs", stop=lambda: True)
+    assert len(told) == 1 and written(tmp_path / "logs")[-1][0] == "closed"
 
 
 def test_a_process_that_cannot_start_is_told_of(

@@ -26,6 +26,7 @@ from mlxchat.telemetry.events import (
     Event,
     Judged,
     Noted,
+    Progressed,
     Rewarded,
     Sampled,
     Started,
@@ -191,9 +192,32 @@ def test_a_base_model_is_refused_before_it_is_asked(
 
 
 def test_a_model_that_gets_nothing_right_is_told_to_be_fine_tuned(tmp_path: Path) -> None:
-    with pytest.raises(MlxchatError, match="none of the questions") as raised:
+    with pytest.raises(MlxchatError, match="none of the spelling questions") as raised:
         rl_run(tmp_path / "home", rl_config(tmp_path, task="spelling", reward=None))
     assert "Fine-tune" in raised.value.remedy
+    assert "--source" in raised.value.remedy  # the newest base model may be another one
+
+
+def test_the_search_for_a_level_is_announced_and_its_bar_ends(tmp_path: Path) -> None:
+    told: list[Event] = []
+    config = rl_config(tmp_path, task="spelling", reward=None)
+    with pytest.raises(MlxchatError, match="at any level"):
+        with_level(config, Home(tmp_path / "home"), told.append, lambda: 0.0)
+    assert isinstance(told[0], Noted) and "level" in told[0].text
+    assert isinstance(told[-1], Progressed) and told[-1].done == told[-1].total
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_the_remedy_for_a_base_model_names_its_fine_tuned_one(tuned: bool, tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    base = home.runs / "d2"
+    for run in (base, home.finetuned / "d2-sft") if tuned else (base,):
+        run.mkdir(parents=True)
+        saved_in(store.directory(run, 1), network(64), conversational=run != base)
+    with pytest.raises(MlxchatError, match="does not answer") as raised:
+        rl_run(home.root, rl_config(tmp_path, source="d2"))
+    named = "mlxchat rl --source d2-sft" if tuned else "mlxchat sft --source d2"
+    assert named in raised.value.remedy
 
 
 @pytest.mark.slow

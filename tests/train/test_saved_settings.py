@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.runs import CONFIG, assert_same, final, run, run_folder
@@ -118,6 +118,8 @@ def test_python_names_what_does_not_go_together(saved: Home) -> None:
     ):
         with pytest.raises(ConfigError, match=problem):
             mlxchat.pretrain(resume=base, home=saved.root, **arguments)
+    with pytest.raises(ConfigError, match="`resume=3` is no name of a run"):
+        mlxchat.pretrain(resume=cast(Any, 3), home=saved.root)
     with pytest.raises(ConfigError, match="`seed` ") as raised:
         list(mlxchat.pretrain(resume=base, home=saved.root, seed=7))
     assert f"`resume={base}` alone" in raised.value.remedy

@@ -132,6 +132,16 @@ def test_plain_output_has_one_line_for_a_file():
     assert lines_of(done) == ["shard_00001.parquet: 1.0 kB in 10s"]
 
 
+def test_plain_output_says_how_far_it_is_where_it_would_be_quiet():
+    told = [Progressed(5.0 * n, "finding a level", n, None, "levels") for n in range(4)]
+    told += [Evaluating(15.0 + 4 * n, 0, n, 20) for n in range(1, 8)]
+    assert lines_of(told) == [
+        "finding a level: 2 levels",
+        "evaluating: 2 of 20 batches (10%), 1m 12s left",
+        "evaluating: 5 of 20 batches (25%), 1m 00s left",
+    ]
+
+
 def test_json_is_every_event_and_nothing_else():
     events = [Noted(0.0, "é"), started(), stepped(1, 0.0), Evaluating(0.0, 1, 1, 2), progressed(1)]
     stream = io.StringIO()

@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mlxchat.disk import open_regular, read_regular
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError, command, reason_of
-from mlxchat.json_text import as_type, parse_json
+from mlxchat.json_text import as_type, parse_json, parse_json_as
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
@@ -34,6 +34,7 @@ MOST_JSON = 2**26  # bytes; a tokenizer of 65,536 tokens has 3 million
 MOST_CHECKSUMS = 2**20  # bytes of their list
 
 Record = TypeVar("Record", bound=BaseModel)
+Loaded = TypeVar("Loaded")
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")  # of CHECKSUMS
 _STEP = re.compile(r"step_\d+")
@@ -210,6 +211,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise damaged(path, "not a JSON object")
     return fields
+
+
+def read_json_as(path: Path, kind: TypeAdapter[Loaded]) -> Loaded:
+    """Read a JSON file as an object of a type, quickly: what the type leaves out is not looked at.
+
+    Raises:
+        CheckpointError: it is missing, damaged, very large or no regular file.
+    """
+    try:
+        return parse_json_as(read_regular(path, MOST_JSON), kind)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise damaged(path, error) from error
 
 
 def read_record(path: Path, kind: type[Record]) -> Record | None:

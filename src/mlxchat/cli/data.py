@@ -17,7 +17,7 @@ from mlxchat.config.run import NAME_IN_WORDS, is_name
 from mlxchat.config.sft import ENCODING, SKIP_BAD
 from mlxchat.data.chats.sources import BUILTIN
 from mlxchat.data.files import UTF_8, stem
-from mlxchat.data.shards import DATASETS, dataset_names, status
+from mlxchat.data.shards import DATASETS, ENOUGH_SHARDS, dataset_names, status
 from mlxchat.errors import ConfigError, LockedError, NotFound, command
 from mlxchat.home import DEFAULT_DATASET, Home
 from mlxchat.names import namesake, without_marks
@@ -29,7 +29,11 @@ from mlxchat.ui.text import amount
 def fetch_command(
     num_shards: Annotated[
         int | None,
-        typer.Option(help="Training shards to download, 100 MB each. Default: 8.", min=1),
+        typer.Option(
+            help=f"Training shards to download, 100 MB each. Default: {ENOUGH_SHARDS}, enough for "
+            "hours of training on a laptop.",
+            min=1,
+        ),
     ] = None,
     dataset: Annotated[
         str | None,
@@ -77,7 +81,9 @@ def fetch_command(
             "--encoding, --skip-bad and --replace are for your own text: give --from."
         )
     if source is None:
-        _download(dataset or DEFAULT_DATASET, num_shards or 8, endpoint, workers or 4, json)
+        _download(
+            dataset or DEFAULT_DATASET, num_shards or ENOUGH_SHARDS, endpoint, workers or 4, json
+        )
     elif num_shards or endpoint or workers:
         raise typer.BadParameter(
             "--from cannot be combined with --num-shards, --endpoint or --workers."
@@ -93,15 +99,16 @@ def status_command(json: Json = False) -> None:
     if json:
         say_json([{**asdict(folder), "path": str(folder.path)} for folder in found])
     elif not found:
-        say(f"{home.root} has no data. Get some: mlxchat data fetch --num-shards 8")
+        get = command("data fetch", num_shards=ENOUGH_SHARDS)
+        say(f"There is no data in {home.root}. Download some: {get}")
     else:
         table(
-            ["dataset", "shards", "MB", "validation", "unfinished", "folder"],
+            ["dataset", "shards", "size", "validation", "unfinished", "folder"],
             [
                 [
                     folder.name,
                     folder.shards,
-                    round(folder.bytes / 1e6),
+                    amount(folder.bytes, "bytes"),
                     "yes" if folder.has_validation else "missing",
                     len(folder.partial_files),
                     str(folder.path),
@@ -148,7 +155,7 @@ def remove_command(
         facts = {"removed": found.name, "bytes": found.bytes, "unfinished_runs": needing}
         say_json(facts)
     else:
-        say(f"{found.name} is removed, {amount(found.bytes, 'bytes')}.")
+        say(f"Removed {found.name}, {amount(found.bytes, 'bytes')}.")
 
 
 def _unfinished_runs(home: Home, dataset: str) -> list[str]:
@@ -162,8 +169,9 @@ def _unfinished_runs(home: Home, dataset: str) -> list[str]:
     using = reading_from(dataset, home.data(dataset), summaries(home))
     for run in using:
         if run.state == "running":
+            reads = "on" if run.saved_steps else "and has saved nothing yet: it may be reading"
             raise LockedError(
-                f"The run {run.name} is being trained on {dataset}.",
+                f"The run {run.name} is being trained {reads} {dataset}.",
                 "Wait for it to end, or end it with Ctrl-C: it saves its work first.",
             )
     return [run.name for run in using if run.state != "finished"]
@@ -231,8 +239,8 @@ def _ingest(
         return
     say(
         f"In {folder}: {amount(summary.documents, 'documents')} with "
-        f"{amount(summary.characters, 'characters')} in {amount(len(summary.shards), 'shards')}, "
-        f"{summary.validation_documents:,} of them for validation."
+        f"{amount(summary.characters, 'characters')} in {amount(len(summary.shards), 'shards')}. "
+        f"Held out for validation: {amount(summary.validation_documents, 'documents')}."
     )
     if replace and home.own_tokenizer(dataset).is_dir():
         renew = command("tokenizer train", dataset=dataset)

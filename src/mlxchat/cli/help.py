@@ -42,7 +42,8 @@ class GroupWithHelp(TyperGroup):
 
 def _show_help(command: TyperCommand | TyperGroup, ctx: Any) -> None:
     """Print usage, description, commands and options of a command."""
-    above = [" ".join(command.get_usage(ctx).split()), *_paragraphs(command.help)]
+    usage = re.sub(r"\{(\w+)\}", r"\1", " ".join(command.get_usage(ctx).split()))
+    above = [usage, *_paragraphs(command.help)]
     sections = {}
     if isinstance(command, TyperGroup):
         sections["Commands"] = _commands(command, ctx)
@@ -74,8 +75,14 @@ def _options(command: TyperCommand | TyperGroup, ctx: Any) -> dict[str, list[Hel
             continue
         argument = parameter.param_type_name == "argument"
         panel = ARGUMENTS if argument else getattr(parameter, "rich_help_panel", None) or OPTIONS
-        sections.setdefault(cast(str, panel), []).append((_shown(record[0]), record[1]))
+        shown = _argument(parameter) if argument else _shown(record[0])
+        sections.setdefault(cast(str, panel), []).append((shown, record[1]))
     return {title: entries for title, entries in sections.items() if entries}
+
+
+def _argument(argument: Any) -> str:
+    """Return an argument's name; dots follow if it may be repeated."""
+    return f"{argument.metavar or argument.name.upper()}{'...' if argument.nargs == -1 else ''}"
 
 
 def _shown(name: str) -> str:

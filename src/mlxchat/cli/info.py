@@ -98,7 +98,7 @@ def _merged(settings: RunConfig, given: dict[str, Any], name: str) -> RunConfig:
     if differences := merged.differences(stored):
         raise ConfigError(
             f"The run {name} was started with other settings: {', '.join(differences)}.",
-            "Leave them out to see the run as it is, or leave out `model_tag`.",
+            "Leave them out to see the run as it is, or give another `model_tag` for a new run.",
         )
     return merged
 

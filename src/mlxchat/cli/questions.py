@@ -11,12 +11,19 @@ Yes = typer.Option("--yes", help="Do not ask.")
 
 
 def agreed(question: str) -> bool:
-    """Ask a question; Ctrl-D is a no."""
+    """Ask a question; Ctrl-D is a no.
+
+    Raises:
+        KeyboardInterrupt: the answer is Ctrl-C.
+    """
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         say("")
         return False
+    except KeyboardInterrupt:
+        say("")  # what follows begins a line
+        raise
 
 
 def can_ask() -> bool:

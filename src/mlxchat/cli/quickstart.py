@@ -61,28 +61,27 @@ TUNED_CONFIG = SftConfig(
 SHOWN_ANSWERS = 6
 ANSWERED_TOGETHER = 16  # questions in a batch
 INTRODUCTION = (
-    "This makes a small language model on this machine, from nothing, and lets you talk to it. It "
-    "takes one to three minutes on a laptop that has nothing else to do, and needs no network. "
-    "Ctrl-C stops it; the same command goes on from there."
+    "This trains a small language model from scratch, on this machine, and then lets you chat with "
+    "it. It takes one to three minutes on an idle laptop and needs no network. Press Ctrl-C to "
+    "stop; the same command picks up where you left off."
 )
 TO_WRITE = (
-    "1 of 3: it learns to write. It reads short stories and guesses how they go on, word by word. "
-    f"After every {BASE_CONFIG.total_batch_size:,} guesses it is corrected a little: that is a "
-    f"step, and there are {BASE_CONFIG.num_iterations}. Words and parts of words are called "
-    "tokens; a list of them, the tokenizer, is made first. Once a few steps are done, the panel "
-    "shows how much time is left; halfway and at the end, samples show how the model continues "
-    "some texts."
+    "Part 1 of 3: learning to write. The model reads short stories and keeps guessing the next "
+    "token: a word, or a piece of one. (The list of all tokens, the tokenizer, is made first.) "
+    f"After every {BASE_CONFIG.total_batch_size:,} guesses it is corrected a little. That is one "
+    f"step; {BASE_CONFIG.num_iterations} steps make up this part. After the first few you see how "
+    "much time is left. Halfway through and at the end, samples show what the model writes."
 )
 TO_ANSWER = (
-    "2 of 3: it learns to answer. The same model reads questions with their answers, for "
+    "Part 2 of 3: learning to answer. The same model now learns from questions with answers, for "
     f"{TUNED_CONFIG.num_iterations} steps"
 )
 NEXT = (
-    ("mlxchat chat", "Talk to it again."),
-    ("mlxchat data fetch --num-shards 2", "Get real text to learn from: 0.3 GB of web pages."),
-    ("mlxchat data fetch --from novels.txt", "Or bring text of your own."),
-    ("mlxchat train --budget 1h", "Train a larger model on it, for an hour (or 10m, or 8h)."),
-    ('mlxchat sft --identity "name=Ada"', "Teach that model to answer, and who it is."),
+    ("mlxchat chat", "Chat with it again."),
+    ("mlxchat data fetch --num-shards 2", "Download real text: 0.3 GB of web pages."),
+    ("mlxchat data fetch --from novels.txt", "Or use your own text."),
+    ("mlxchat train --budget 1h", "Train a larger model on it for an hour (or 10m, or 8h)."),
+    ('mlxchat sft --identity "name=Ada"', "Teach that model to answer, and to say who it is."),
 )
 
 
@@ -118,8 +117,8 @@ def quickstart_command(
     asked, answered = held_out_questions(questions), dict[str, Any]()
     if not json:
         say_paragraphs(
-            f"3 of 3: it is examined. It answers {amount(questions, 'questions')} that were not "
-            "among those that it has read, which takes seconds."
+            f"Part 3 of 3: a test. The model answers {amount(questions, 'questions')} that it has "
+            "never seen. This takes a few seconds."
         )
     with Screen(json) as screen:
         exercises = word_for_word(asked)
@@ -171,9 +170,9 @@ def _learnt(meter: Meter) -> Iterator[str]:
         return
     (first, before), (last, after) = meter.evaluations[0], meter.evaluations[-1]
     yield (
-        f"On stories that it does not learn from, it was off by {before:.2f} bits per byte at step "
-        f"{first:,}, and by {after:.2f} at step {last:,}: so much it has to be told, for each "
-        "letter, to know how the story goes on. Less is better."
+        f"On stories it has never seen, the model went from {before:.2f} bits per byte at step "
+        f"{first:,} to {after:.2f} at step {last:,}. That is how much each letter still surprises "
+        "it, so lower is better."
     )
 
 
@@ -181,7 +180,7 @@ def _answering(meter: Meter) -> str:
     """Say what comes second, and how long it takes at the speed of the first run."""
     seconds = meter.seconds_per_step
     if seconds is None:  # the first run was finished before
-        return f"{TO_ANSWER}. What is finished is not done again without --fresh."
+        return f"{TO_ANSWER}. Parts that are finished are skipped; --fresh starts over."
     return f"{TO_ANSWER}: {about((TUNED_CONFIG.num_iterations or 0) * seconds)}."
 
 
@@ -214,10 +213,10 @@ def _show_score(asked: "list[Question]", outcomes: "list[Outcome]", json: bool) 
         say_json(score)
         return
     say()
-    say("Questions that it never saw in training, and its answers:")
+    say("Some of the questions, with its answers:")
     answers(
         (question.prompt, outcome.answer.strip() + ("" if outcome.right else "  (wrong)"))
         for question, outcome in islice(zip(asked, outcomes, strict=True), SHOWN_ANSWERS)
     )
-    say(f"{right} of {len(asked)} answered exactly right ({right / len(asked):.1%}).")
+    say(f"It answered {right} of {len(asked)} exactly right ({right / len(asked):.1%}).")
     say()

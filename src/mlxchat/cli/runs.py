@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,9 +14,11 @@ from mlxchat.cli.session import exit_promptly
 from mlxchat.errors import command
 from mlxchat.home import Home
 from mlxchat.report.export import LogFormat
-from mlxchat.report.runs import RunSummary
 from mlxchat.ui.console import Screen, say, say_json
 from mlxchat.ui.text import amount
+
+if TYPE_CHECKING:
+    from mlxchat.report.runs import RunSummary
 
 RunName = Annotated[
     str,
@@ -67,7 +69,7 @@ def runs_show_command(
     add --fresh to begin from scratch, or another --model-tag.
     """
     from mlxchat.report.description import described_run
-    from mlxchat.ui.runs import show_description
+    from mlxchat.ui.run_details import show_description
 
     described = described_run(Home.from_environment(), name)
     if not json:
@@ -102,7 +104,7 @@ def runs_compare_command(names: RunNames, json: Json = False) -> None:
     """
     from mlxchat.report.description import described_run
     from mlxchat.report.differences import compared, differing_settings
-    from mlxchat.ui.runs import show_comparison
+    from mlxchat.ui.run_details import show_comparison
 
     chosen = list(dict.fromkeys(names))
     if len(chosen) < 2:
@@ -131,7 +133,7 @@ def runs_compare_command(names: RunNames, json: Json = False) -> None:
 def runs_rename_command(name: RunName, new: NewRunName, json: Json = False) -> None:
     """Rename a run: its saved steps, its log and its evaluations.
 
-    To resume it, repeat its command with the new name as --model-tag.
+    To resume it, give its new name to --resume of train, mid, sft or rl.
     """
     from mlxchat.report.moves import rename_run
 
@@ -141,9 +143,9 @@ def runs_rename_command(name: RunName, new: NewRunName, json: Json = False) -> N
         facts = {"name": new, "before": name, "folder": str(home.run(new))}
         say_json({**facts, "later_runs": later})
         return
-    say(f"{name} is called {new} now.")
+    say(f"{name} is now called {new}.")
     if later:
-        say(f"In the settings of runs that began with it, it is {name}: {', '.join(later)}.")
+        say(f"Runs that began with it still name it {name} in their settings: {', '.join(later)}.")
 
 
 def runs_copy_command(name: RunName, new: NewRunName, json: Json = False) -> None:
@@ -189,7 +191,7 @@ def runs_remove_command(
         removed = [{"name": one.run.name, **one.use._asdict()} for one in planned]
         say_json({"removed": removed, "bytes": total})
     else:
-        say(f"{amount(len(planned), 'runs')} removed, {amount(total, 'bytes')}.")
+        say(f"Removed {amount(len(planned), 'runs')}, {amount(total, 'bytes')}.")
 
 
 def runs_export_command(
@@ -220,16 +222,14 @@ def runs_export_command(
     if json:
         say_json({**exported._asdict(), "path": str(exported.path)})
         return
-    say(f"{amount(exported.rows, 'lines' if to == 'csv' else 'values')} are in {exported.path}.")
+    say(f"Wrote {amount(exported.rows, 'lines' if to == 'csv' else 'values')} to {exported.path}.")
     if to == "tensorboard":
         say(f"Look at them: tensorboard --logdir {exported.path}")
 
 
-def _facts(run: RunSummary) -> dict[str, Any]:
+def _facts(run: "RunSummary") -> dict[str, Any]:
     """Return a run at a glance as plain values for JSON."""
-    facts = {
-        name: value for name, value in asdict(run).items() if name not in ("places", "settings")
-    }
+    facts = {name: value for name, value in asdict(run).items() if name != "places"}
     places = run.places
     return {
         "name": run.name,
@@ -238,7 +238,6 @@ def _facts(run: RunSummary) -> dict[str, Any]:
         "best_step": run.best and run.best[0],
         "best_bits_per_byte": run.best and run.best[1],
         "pass_1": run.pass_1,
-        "began_with": run.began_with,
         "folder": places.folder and str(places.folder),
         "log": places.log and str(places.log),
         "evaluation_files": [str(path) for path in places.evaluations],

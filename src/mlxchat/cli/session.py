@@ -17,8 +17,9 @@ from types import FrameType, TracebackType
 import typer
 
 from mlxchat.system import kept_awake
-from mlxchat.telemetry.events import Event, Noted, Started, Stepped
+from mlxchat.telemetry.events import Ended, Event, Noted, Started, Stepped
 from mlxchat.telemetry.meter import Meter
+from mlxchat.telemetry.status import note_interruption
 from mlxchat.ui.console import Screen
 from mlxchat.ui.output import show_control_keys
 
@@ -30,6 +31,7 @@ AWAKE = (
 )
 SAVING = "Saving, then ending. Ctrl-C again ends at once, without saving."
 NOTHING_YET = "Ending: there is nothing new to save yet."
+SAVED = "Ending: everything is saved."
 
 Show = Callable[[Event], None]
 Stop = Callable[[], bool]
@@ -46,11 +48,11 @@ def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool)
         json: whether to print JSON lines.
     """
     meter = Meter()
-    stepped = False  # whether there is anything to save
+    said = NOTHING_YET
 
     def interrupted() -> None:
-        screen.show(Noted(time.time(), SAVING if stepped else NOTHING_YET))
-        if not stepped:  # a first evaluation or step may take minutes
+        screen.show(Noted(time.time(), said))
+        if said == NOTHING_YET:  # a first evaluation or step may take minutes
             end_later(interrupts.exit_code - 128)
 
     with Screen(json) as screen, ExitStack() as stack, ExitStack() as before:
@@ -61,7 +63,8 @@ def watch_run(start: Callable[[Show, Meter, Stop], Iterator[Event]], json: bool)
             if isinstance(event, Started):
                 before.close()
                 stack.enter_context(interrupts)
-            stepped = stepped or isinstance(event, Stepped)
+            if isinstance(event, Stepped | Ended):
+                said = SAVING if isinstance(event, Stepped) else SAVED
             screen.show(event)
     if interrupts.requested():
         raise typer.Exit(interrupts.exit_code)
@@ -179,6 +182,7 @@ class Interrupts:
 
 
 def _exit_now(number: int) -> None:
+    note_interruption()
     show_control_keys()
     if sys.stdout.isatty():
         os.write(sys.stdout.fileno(), SHOW_CURSOR)

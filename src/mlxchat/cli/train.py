@@ -11,6 +11,7 @@ from mlxchat.cli.adapters import Lora, with_adapter
 from mlxchat.cli.info import saved_folder, saved_run, show_model
 from mlxchat.cli.layers import Layers
 from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise, Unset, Without
+from mlxchat.cli.questions import agreed, can_ask
 from mlxchat.cli.ranks import (
     Hosts,
     RankCount,
@@ -279,29 +280,16 @@ def _say_how_long(
     with Screen() as screen:
         facts = estimate_run(config, home, saved, screen.show, world, check_limits=True)
         where = "on this machine" if world.alone else f"by {world.size} ranks"
-        text = f"{facts.tag}: {about(facts.seconds)} of training {where}, by estimate."
+        rest = "the rest" if saved else "training"
+        text = f"{facts.tag}: {rest} should take {about(facts.seconds)} {where}."
         screen.show(Noted(time.time(), text))
-    if facts.seconds < DAY or saved or yes or not _can_ask():
+    if facts.seconds < DAY or saved or yes or not can_ask():
         return
-    say("A smaller model (--depth 4) or a time (--budget 1h) makes it shorter.")
-    if not _agreed("Start it? [y/N] "):
+    say("For a shorter run, say how long you have, as in --budget 1h, or set a smaller --depth.")
+    if not agreed("Start it?"):
         say("Nothing was started.")
         world.dismiss()
         raise typer.Exit(1)
-
-
-def _agreed(question: str) -> bool:
-    """Ask a question; Ctrl-D is a no."""
-    try:
-        return input(question).strip().lower() in ("y", "yes")
-    except EOFError:
-        say("")
-        return False
-
-
-def _can_ask() -> bool:
-    """Return whether there is somebody at a terminal who could answer a question."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _dry_run(

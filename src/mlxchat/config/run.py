@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from mlxchat.config.units import spell_size, to_bytes
 from mlxchat.errors import ConfigError
 from mlxchat.names import composed
-from mlxchat.telemetry.trackers import TrackerName
+from mlxchat.telemetry.tracked import TrackerName
 
 LEAST = "least"  # the memory limit that is as small as possible
 AUTO: Literal["auto"] = "auto"  # the wired limit that suits the run
@@ -151,8 +151,8 @@ class RunConfig(MemoryConfig):
     sample_every: int | None = Field(
         None,
         ge=0,
-        description="Steps between samples of what the model writes; 0: never. Default: a fifth of "
-        "the run. The last step has one, too.",
+        description="Steps between samples of what the model writes, two each time; 0: never. "
+        "Default: a fifth of the run. After the last step there are more.",
     )
     save_every: int = Field(
         50,

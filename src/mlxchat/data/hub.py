@@ -36,6 +36,7 @@ ATTEMPTS = 5  # in a row without progress
 LONGEST_REQUESTED_PAUSE = 300.0  # seconds; the hub counts requests in windows of five minutes
 TIMEOUT = 10.0  # seconds without a byte
 MAX_REDIRECTS = 5
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")  # how errors of sockets begin
 
 Result = TypeVar("Result")
 
@@ -196,7 +197,7 @@ class Hub:
             except TryAgain as error:
                 reason, pause = str(error), error.after
             except httpx.RequestError as error:
-                reason = str(error) or type(error).__name__
+                reason = _ERRNO.sub("", str(error)) or type(error).__name__
                 patience, kind = self.patience, DisconnectedError
             except UnicodeError as error:  # in the name of a proxy, or of the target of a redirect
                 raise DataError(

@@ -15,6 +15,7 @@ from mlxchat.data.files import columns_named
 from mlxchat.errors import ConfigError, DataError, NotFound, command
 from mlxchat.home import DEFAULT_DATASET, Home
 
+ENOUGH_SHARDS = 2  # training shards, for some hours of training on a laptop
 STREAMED = ".streamed"  # subfolder for shards that streaming fetched and may delete
 REVISION = ".revision"  # file in a dataset's folder with the commit of its shards
 _REVISION_BYTES = 41  # of such a file
@@ -106,21 +107,22 @@ def how_to_get(dataset: str, others: Sequence[str] = ()) -> str:
         others: the datasets on disk.
 
     >>> print(how_to_get("wikitext"))
-    The hub has fineweb-edu and climbmix: mlxchat data fetch --dataset fineweb-edu, for example. \
-Text of your own gets that name by: mlxchat data fetch --from PATH --dataset wikitext
+    The hub has fineweb-edu and climbmix: mlxchat data fetch --dataset fineweb-edu --num-shards 2, \
+for example. Text of your own gets that name by: mlxchat data fetch --from PATH --dataset wikitext
     """
     if dataset in DATASETS:
         named = {} if dataset == DEFAULT_DATASET else {"dataset": dataset}
         return (
-            f"Get some: {command('data fetch', **named, num_shards=8)}. Bring your own: "
-            f"{command('data fetch', from_='PATH')}. Or train with `streaming`."
+            f"Download some: {command('data fetch', **named, num_shards=ENOUGH_SHARDS)}. "
+            f"Use your own text: {command('data fetch', from_='PATH')}. Or train with `streaming`."
         )
     near = get_close_matches(dataset, (*others, *DATASETS), 1)
     meant = f"Did you mean `dataset={near[0]}`? " if near else ""
     on_disk = f"On disk: {', '.join(others)}. " if others else ""
     return (
         f"{meant}{on_disk}The hub has {' and '.join(DATASETS)}: "
-        f"{command('data fetch', dataset=DEFAULT_DATASET)}, for example. Text of your own gets "
+        f"{command('data fetch', dataset=DEFAULT_DATASET, num_shards=ENOUGH_SHARDS)}, for "
+        "example. Text of your own gets "
         f"that name by: {command('data fetch', from_='PATH', dataset=dataset)}"
     )
 

@@ -53,12 +53,14 @@ def compared(runs: Sequence[RunDescription]) -> Comparison:
     """Return which of two or more runs is better, by the lowest bits per byte of each."""
     stages = {run.summary.stage for run in runs}
     if len(stages) > 1:
-        return Comparison(None, "They are of different stages, so that nothing compares them.")
+        return Comparison(
+            None, "They are runs of different stages, whose results cannot be compared."
+        )
     if stages == {"reinforcement learning"}:
         return _by_questions(runs)
     unmeasured = [run.summary.name for run in runs if run.summary.best is None]
     if unmeasured:
-        return Comparison(None, f"{_listed(unmeasured)} has no bits per byte.")
+        return Comparison(None, f"No bits per byte were measured of {_listed(unmeasured)}.")
     if len({_measured_on(run) for run in runs}) > 1:
         return Comparison(None, "Their bits per byte were measured on different text.")
     ranked = sorted(runs, key=lambda run: run.summary.best[1] if run.summary.best else 0.0)
@@ -78,7 +80,7 @@ def compared(runs: Sequence[RunDescription]) -> Comparison:
 def _by_questions(runs: Sequence[RunDescription]) -> Comparison:
     unmeasured = [run.summary.name for run in runs if not run.summary.scores]
     if unmeasured:
-        return Comparison(None, f"{_listed(unmeasured)} has not been asked held-out questions.")
+        return Comparison(None, f"No held-out questions were asked of {_listed(unmeasured)}.")
     asked = {tuple(_setting(run, name) for name in _ASKED) for run in runs}
     if len(asked) > 1:
         return Comparison(None, "They were asked different questions.")

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Literal, NamedTuple, TextIO
 
 from pydantic import ValidationError
 
@@ -23,14 +23,14 @@ from mlxchat.telemetry.events import (
     Progressed,
     Report,
     Rewarded,
-    Sampled,
     Started,
     Stepped,
     event_from_json,
 )
 from mlxchat.telemetry.log import MOST_LINE
 from mlxchat.telemetry.meter import Meter
-from mlxchat.telemetry.tracking import tracked_values
+from mlxchat.telemetry.tracked import StepCollector, TrackedRun, TrackedStep
+from mlxchat.telemetry.trackers import begin_tracking, require_tracker
 
 LogFormat = Literal["csv", "tensorboard"]
 ANOTHER_PLACE = "choose another place with `out`"
@@ -101,9 +101,9 @@ def export_log(
     reader = _Reader(log, name, report, clock)
     if to == "csv":
         return ExportedLog(target, _write_csv(reader, target))
-    writer = _writer_class()
+    require_tracker("tensorboard", "to")
     with new_folder(target, ANOTHER_PLACE) as unfinished, storing(target, ANOTHER_PLACE):
-        return ExportedLog(target, _write_tensorboard(reader, writer(str(unfinished))))
+        return ExportedLog(target, _write_tensorboard(reader, name, unfinished))
 
 
 class _Reader:
@@ -233,36 +233,23 @@ def _written(value: float) -> str:
 # ==== TensorBoard ====
 
 
-def _writer_class() -> Any:
-    """Return the class that writes event files.
-
-    Raises:
-        ConfigError: tensorboardX is not installed.
-    """
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            "Files for TensorBoard are written by tensorboardX, which is not installed.",
-            'Install the extra tensorboard: pip install "mlxchat[tensorboard]"; or write a CSV '
-            "file: `to=csv`.",
-        ) from error
-    return SummaryWriter
-
-
-def _write_tensorboard(reader: _Reader, writer: Any) -> int:
-    """Write what a run that is tracked sends to TensorBoard, under the same names."""
+def _write_tensorboard(reader: _Reader, name: str, folder: Path) -> int:
+    """Write what a run that is tracked sends to TensorBoard."""
     written, meter = 0, Meter()
-    with writer:
+    run = TrackedRun("tensorboard", name, str(folder), step=0, settings={})
+    tracker = begin_tracking(run, key=name, known=True)
+    collector = StepCollector(0, meter)
+
+    def write(step: TrackedStep | None) -> int:
+        if step is None:
+            return 0
+        tracker.log(step)
+        return len(step.values) + bool(step.samples)
+
+    try:
         for event in reader:
             meter.update(event)
-            for name, value in tracked_values(event, meter).items():
-                writer.add_scalar(name, value, getattr(event, "step", 0), walltime=event.time)
-                written += 1
-            if isinstance(event, Sampled):
-                # Indented by four, nothing in it counts as markup.
-                lines = f"{event.prompt} → {event.text}".splitlines()
-                text = "\n".join(f"    {line}" for line in lines)
-                writer.add_text("samples", text, event.step, walltime=event.time)
-                written += 1
-    return written
+            written += write(collector.add(event))
+        return written + write(collector.rest())
+    finally:
+        tracker.finish(failed=False)

@@ -2,7 +2,9 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -94,11 +96,12 @@ def find_run(home: Home, name: str) -> RunPlaces:
 
 def no_such_run(name: str, names: Sequence[str]) -> NotFound:
     """Return the error for a name that no run has."""
-    problem = f"There is no run called {one_line(name)}."
+    problem = f"There is no run called {one_line(name) or repr(name)}."
     if not names:
         return NotFound(problem, "There are no runs yet. Make one: mlxchat quickstart")
-    near = get_close_matches(name, names, 3, 0.5)
-    if near:
+    alike = {other.casefold(): other for other in names}
+    found = get_close_matches(name.casefold(), alike, 3, 0.5)
+    if near := [alike[each] for each in found]:
         return NotFound(problem, f"Did you mean {one_line(' or '.join(near), 5 * LONGEST)}?")
     return NotFound(problem, "mlxchat runs list shows all of them.")
 
@@ -126,39 +129,27 @@ def disk_use(paths: Iterable[Path]) -> DiskUse:
     """
     links: dict[tuple[int, int], int] = {}
     facts: dict[tuple[int, int], os.stat_result] = {}
-    for file in _files(paths):
-        try:
-            found = Path(file).stat()
-        except OSError:
-            continue
+    for found in _files(paths):
         key = found.st_dev, found.st_ino
         facts[key], links[key] = found, links.get(key, 0) + 1
     shared = sum(found.st_size for key, found in facts.items() if found.st_nlink > links[key])
     return DiskUse(sum(found.st_size for found in facts.values()), shared)
 
 
-def _files(paths: Iterable[Path]) -> Iterator[str | Path]:
+def _files(entries: Iterable[Path | os.DirEntry[str]]) -> Iterator[os.stat_result]:
+    """Yield what the disk says of files, and of all in folders, links followed."""
     seen: set[tuple[int, int]] = set()  # folders; a link can lead to one above it
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        folders = [str(path)]
-        while folders:
-            folder = folders.pop()
-            try:
-                facts = Path(folder).stat()
-                if (facts.st_dev, facts.st_ino) in seen:
-                    continue
+    waiting = list(entries)
+    while waiting:
+        entry = waiting.pop()
+        with suppress(OSError):
+            facts = entry.stat()
+            if not stat.S_ISDIR(facts.st_mode):
+                yield facts
+            elif (facts.st_dev, facts.st_ino) not in seen:
                 seen.add((facts.st_dev, facts.st_ino))
-                with os.scandir(folder) as listed:
-                    for entry in listed:
-                        if entry.is_dir():
-                            folders.append(entry.path)
-                        else:
-                            yield entry.path
-            except OSError:
-                continue
+                with os.scandir(entry) as listed:
+                    waiting += listed
 
 
 def _below(folder: Path) -> list[Path]:

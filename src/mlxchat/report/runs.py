@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import BaseModel, FiniteFloat, TypeAdapter
 
 from mlxchat.checkpoint import store
 from mlxchat.checkpoint.bases import BASE_FILE
@@ -22,23 +22,21 @@ from mlxchat.checkpoint.files import (
     ORIGIN,
     QUANTIZATION,
     TRAINER,
-    damaged,
     read_json,
+    read_json_as,
     unreadable,
 )
 from mlxchat.checkpoint.stamp import saved_at
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
-from mlxchat.json_text import as_type
 from mlxchat.monitor.machine import lives
 from mlxchat.monitor.runs import State, last_sign, read_of_run, run_state, with_host_name
 from mlxchat.report.log_end import LogEnd, read_log_end
 from mlxchat.report.places import RunPlaces, all_runs, disk_use
 from mlxchat.system import identity
 from mlxchat.telemetry.events import Count, Seconds
+from mlxchat.telemetry.meter import CorePoint
 from mlxchat.telemetry.status import Process, Status, read_status, status_path
-
-SETTINGS = ("dataset", "data_dir", "data", "task", "source", "init_from", "budget")
 
 
 class _Shape(BaseModel):
@@ -53,7 +51,6 @@ class _Plan(BaseModel):
     parameters: Count
     flops_per_token: Count
     model: _Shape
-    adapter: dict[str, Any] | None = None
 
 
 class _Meter(BaseModel):
@@ -62,7 +59,14 @@ class _Meter(BaseModel):
     peak_memory: Count
     evaluations: tuple[tuple[Count, FiniteFloat], ...] = ()
     scores: tuple[tuple[Count, FiniteFloat], ...] = ()
-    core: tuple[tuple[Any, ...], ...] = ()
+    core: tuple[CorePoint, ...] = ()
+
+
+class _Settings(BaseModel):
+    dataset: str | None = None
+    data_dir: str | None = None
+    source: str | None = None
+    init_from: str | None = None
 
 
 class _Trainer(BaseModel):
@@ -71,7 +75,7 @@ class _Trainer(BaseModel):
     stage: str
     plan: _Plan
     meter: _Meter
-    settings: dict[str, Any]
+    settings: _Settings
 
 
 _TRAINER: TypeAdapter[_Trainer] = TypeAdapter(_Trainer)
@@ -119,7 +123,9 @@ class RunSummary:
         when: the last sign of life, or when its newest step was saved.
         saved_steps: ascending.
         failure: the error message, if it failed.
-        settings: some of its settings, as saved.
+        began_with: the run or directory of the model that its training began with; None for random
+            weights.
+        dataset, data_dir: what its settings say of the text that it is pretrained on.
     """
 
     places: RunPlaces
@@ -131,7 +137,7 @@ class RunSummary:
     total_steps: int | None = None
     evaluations: tuple[tuple[int, float], ...] = ()
     scores: tuple[tuple[int, float], ...] = ()
-    core: tuple[tuple[Any, ...], ...] = ()
+    core: tuple[CorePoint, ...] = ()
     tokens: int | None = None
     flops: float | None = None
     seconds: float | None = None
@@ -141,7 +147,9 @@ class RunSummary:
     when: float | None = None
     saved_steps: tuple[int, ...] = ()
     failure: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    began_with: str | None = None
+    dataset: str | None = None
+    data_dir: str | None = None
 
     @property
     def name(self) -> str:
@@ -162,12 +170,6 @@ class RunSummary:
     def pass_1(self) -> float | None:
         """The share of held-out questions answered right in the last evaluation."""
         return self.scores[-1][1] if self.scores else None
-
-    @property
-    def began_with(self) -> str | None:
-        """The run or directory that its training began with; None for random weights."""
-        name = self.settings.get("source") or self.settings.get("init_from")
-        return name if isinstance(name, str) else None
 
     @property
     def is_under_way(self) -> bool:
@@ -282,7 +284,10 @@ def beginning_with(name: str, runs: Sequence[RunSummary]) -> list[RunSummary]:
 
 
 def reading_from(dataset: str, folder: Path, runs: Sequence[RunSummary]) -> list[RunSummary]:
-    """Return the runs that are trained on a dataset.
+    """Return the runs that are trained on a dataset, or may be.
+
+    What a run is trained on is known once it has saved a step. One that is being trained and has
+    saved none may be trained on any.
 
     Args:
         dataset: its name.
@@ -292,10 +297,10 @@ def reading_from(dataset: str, folder: Path, runs: Sequence[RunSummary]) -> list
     return [
         run
         for run in runs
-        if run.stage == "pretraining"
-        and (
-            run.settings.get("data_dir") == str(folder)
-            or (run.settings.get("data_dir") is None and run.settings.get("dataset") == dataset)
+        if (run.stage in ("pretraining", None) and run.state == "running" and not run.saved_steps)
+        or (
+            run.stage == "pretraining"
+            and (run.dataset == dataset if run.data_dir is None else run.data_dir == str(folder))
         )
     ]
 
@@ -305,18 +310,9 @@ def _read_trainer(newest: Path | None) -> tuple[_Trainer | None, str | None]:
     if newest is None or not (newest / TRAINER).exists():
         return None, None
     try:
-        fields = read_json(newest / TRAINER)
-        meter, settings = fields.get("meter"), fields.get("settings")
-        if isinstance(meter, dict):  # it has up to a thousand losses
-            meter = {name: meter.get(name, ()) for name in _Meter.model_fields}
-        if isinstance(settings, dict):
-            settings = {name: settings[name] for name in SETTINGS if name in settings}
-        wanted = {**fields, "meter": meter, "settings": settings, "fingerprints": {}, "data": []}
-        return as_type(wanted, _TRAINER), None
+        return read_json_as(newest / TRAINER, _TRAINER), None
     except MlxchatError as error:
         return None, error.problem
-    except ValidationError as error:
-        return None, damaged(newest / TRAINER, error).problem
 
 
 def _when_saved(newest: Path | None) -> float | None:
@@ -338,7 +334,7 @@ def _facts(trainer: _Trainer | None, end: LogEnd) -> dict[str, Any]:
             "scores": end.scores,
             "seconds": seconds,
         }
-    meter, plan = trainer.meter, trainer.plan
+    meter, plan, settings = trainer.meter, trainer.plan, trainer.settings
     step = max(meter.step, end.step or 0)
     tokens = None if meter.scores or trainer.stage.startswith("reinf") else step
     return {
@@ -351,7 +347,9 @@ def _facts(trainer: _Trainer | None, end: LogEnd) -> dict[str, Any]:
         "flops": tokens and float(tokens) * plan.tokens_per_step * plan.flops_per_token,
         "seconds": meter.elapsed + end.seconds,
         "peak_memory": meter.peak_memory,
-        "settings": trainer.settings,
+        "began_with": settings.source or settings.init_from,
+        "dataset": settings.dataset,
+        "data_dir": settings.data_dir,
     }
 
 

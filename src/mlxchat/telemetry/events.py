@@ -327,6 +327,7 @@ def event_to_json(event: Event) -> str:
 
 
 _MEASURED = (Measured, Seconds)
+_KINDS = {name: kind for kind, name in EVENT_NAMES.items()}
 
 
 @cache
@@ -342,8 +343,7 @@ def event_from_json(line: str | bytes) -> Event:
         ValueError: the line is not an event, or of a version with other events.
     """
     record = parse_json(line)
-    kinds = {name: kind for kind, name in EVENT_NAMES.items()}
-    kind = kinds.get(str(record.get("event"))) if isinstance(record, dict) else None
+    kind = _KINDS.get(str(record.get("event"))) if isinstance(record, dict) else None
     if not isinstance(record, dict) or kind is None:
         raise ValueError("not an event")
     for entry in fields(kind):

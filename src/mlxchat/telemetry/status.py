@@ -76,6 +76,9 @@ class Status:
 
 _STATUS = TypeAdapter(Status)
 
+_open: set["StatusFile"] = set()  # of the runs of this process
+_PATIENCE = 0.5  # seconds for a disk before an exit
+
 # All else that is no `Exception` has failed too, such as a panic in an extension written in Rust.
 _INTERRUPTING = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
@@ -102,6 +105,17 @@ def read_status(path: Path) -> Status | None:
         return as_type(parse_json(read_regular(path, MOST_STATUS)), _STATUS)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def note_interruption() -> None:
+    """Write into the statuses of this process's runs that they were interrupted, if unfinished.
+
+    This is for an exit that runs no clean-up. A disk that hangs does not delay it for long.
+    """
+    for status in tuple(_open):
+        writing = threading.Thread(target=status.interrupt, daemon=True)
+        writing.start()
+        writing.join(_PATIENCE)
 
 
 class StatusFile:
@@ -135,6 +149,7 @@ class StatusFile:
         self._ended: Ending | None = None
         self._failure: str | None = None
         self._closing = threading.Event()
+        self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
 
     def update(self, event: Event) -> None:
@@ -155,20 +170,26 @@ class StatusFile:
 
     def write(self) -> None:
         """Replace the file with the current status."""
-        status = Status(
-            self._clock(),
-            self._process,
-            self._activity,
-            self._meter.step,
-            self._meter.total_steps,
-            self._memory(),
-            self._ended,
-            self._failure,
-        )
-        with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self._path) as partial:
-                partial.write_text(json.dumps(asdict(status)), encoding="utf-8")
+        with self._writing:
+            status = Status(
+                self._clock(),
+                self._process,
+                self._activity,
+                self._meter.step,
+                self._meter.total_steps,
+                self._memory(),
+                self._ended,
+                self._failure,
+            )
+            with suppress(OSError):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(self._path) as partial:
+                    partial.write_text(json.dumps(asdict(status)), encoding="utf-8")
+
+    def interrupt(self) -> None:
+        """Write that the run was interrupted, unless it has ended in another way."""
+        self._ended = self._ended or "interrupted"
+        self.write()
 
     def _run(self) -> None:
         while not self._closing.wait(self._interval):
@@ -176,6 +197,7 @@ class StatusFile:
 
     def __enter__(self) -> "StatusFile":
         self.write()
+        _open.add(self)
         self._thread.start()
         return self
 
@@ -190,6 +212,5 @@ class StatusFile:
         if error is not None and not isinstance(error, _INTERRUPTING):
             problem = error.problem if isinstance(error, MlxchatError) else str(error)
             self._ended, self._failure = "failed", problem or type(error).__name__
-        else:
-            self._ended = self._ended or "interrupted"
-        self.write()
+        self.interrupt()
+        _open.discard(self)

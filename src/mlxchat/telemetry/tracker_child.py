@@ -24,13 +24,8 @@ from mlxchat.disk import read_regular, replacing
 from mlxchat.errors import LockedError, reason_of
 from mlxchat.json_text import as_type, parse_json
 from mlxchat.locks import Lock
-from mlxchat.telemetry.trackers import (
-    FINISH_SECONDS,
-    TrackedRun,
-    TrackedStep,
-    TrackerName,
-    begin_tracking,
-)
+from mlxchat.telemetry.tracked import TrackedRun, TrackedStep, TrackerName
+from mlxchat.telemetry.trackers import FINISH_SECONDS, begin_tracking
 
 WHERE, FAILED, ENDED = "where", "failed", "ended"  # the kinds of answers, and the last line's key
 

@@ -6,16 +6,16 @@ runs in, never in the one that trains.
 
 import os
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from mlxchat.errors import ConfigError
+from mlxchat.telemetry.tracked import TrackedRun, TrackedSample, TrackedStep, TrackerName
 
-TrackerName = Literal["wandb", "trackio", "tensorboard"]
 TRACKER_LIBRARIES: dict[TrackerName, str] = {
     "wandb": "wandb",
     "trackio": "trackio",
@@ -34,43 +34,6 @@ _SILENT = {
 }
 
 
-@dataclass(frozen=True)
-class TrackedRun:
-    """A run as a tracker knows it.
-
-    Attributes:
-        tracker: which one.
-        name: the run's name.
-        folder: of the run's log, where the tracker may leave files.
-        step: the number of steps done when the run started or was resumed.
-        settings: the settings and the plan, by name.
-    """
-
-    tracker: TrackerName
-    name: str
-    folder: str
-    step: int
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class TrackedSample:
-    """What the model wrote after a prompt."""
-
-    prompt: str
-    text: str
-    reward: float | None = None
-
-
-@dataclass(frozen=True)
-class TrackedStep:
-    """All that a tracker gets about a step, or about the model after it."""
-
-    step: int
-    values: dict[str, float]
-    samples: list[TrackedSample]
-
-
 class Tracker(Protocol):
     """A tracker that follows a run."""
 
@@ -84,8 +47,12 @@ class Tracker(Protocol):
         """Send what is left; ``failed`` tells whether the run ended by an error."""
 
 
-def require_tracker(name: TrackerName | None) -> None:
+def require_tracker(name: TrackerName | None, setting: str = "track") -> None:
     """Check that a tracker's library is installed; it is not imported.
+
+    Args:
+        name: the tracker; None if there is none.
+        setting: the setting that names it.
 
     Raises:
         ConfigError: it is not.
@@ -95,7 +62,8 @@ def require_tracker(name: TrackerName | None) -> None:
     found = find_spec(TRACKER_LIBRARIES[name])
     if found is None or found.origin is None:  # a folder of that name is no library
         raise ConfigError(
-            f"The library {TRACKER_LIBRARIES[name]}, which `track={name}` needs, is not installed.",
+            f"The library {TRACKER_LIBRARIES[name]}, which `{setting}={name}` needs, is not "
+            "installed.",
             f'Install the extra {name}: pip install "mlxchat[{name}]"',
         )
 
@@ -203,27 +171,42 @@ class _Trackio:
 
 
 class _TensorBoard:
-    """TensorBoard's event files, beside the log of the run."""
+    """TensorBoard's event files, beside the log of the run.
+
+    Each value is written at once. The library's own `SummaryWriter` leaves that to a thread, which
+    ends when the disk is full, and then whoever writes waits for it forever.
+    """
 
     def __init__(self, run: TrackedRun, key: str, known: bool) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
 
-        self._folder = Path(run.folder)
+        self._folder, self._event = Path(run.folder), Event
+        self._scalar, self._text = summary.scalar, summary.text
         if not run.step:
             for path in self._folder.glob(f"events.out.tfevents.*{_OURS}"):
                 path.unlink()
-        self._writer = SummaryWriter(run.folder, flush_secs=_FLUSH_SECONDS, filename_suffix=_OURS)
+        self._writer = EventsWriter(str(self._folder / "events"), _OURS)
+        self._flushed = 0.0
         if not known:
-            self._writer.add_text("settings", _as_table(run.settings), run.step)
+            self._write(self._text("settings", _as_table(run.settings)), run.step)
 
     def where(self) -> str:
         return f"To look at the run: tensorboard --logdir {self._folder.parent}"
 
     def log(self, step: TrackedStep) -> None:
         for name, value in step.values.items():
-            self._writer.add_scalar(name, value, step.step)
+            self._write(self._scalar(name, value), step.step, step.time)
         if step.samples:
-            self._writer.add_text("samples", _as_markdown(step.samples), step.step)
+            self._write(self._text("samples", _as_markdown(step.samples)), step.step, step.time)
+        if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def _write(self, summary: Any, step: int, at: float | None = None) -> None:
+        at = time.time() if at is None else at
+        self._writer.write_event(self._event(wall_time=at, step=step, summary=summary))
 
     def finish(self, failed: bool) -> None:
         self._writer.close()

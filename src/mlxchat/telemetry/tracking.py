@@ -5,84 +5,29 @@ that does not keep up, steps are left out. Its failure is told once. At the end 
 for a limited time.
 """
 
-import math
 import queue
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from mlxchat.errors import reason_of
 from mlxchat.json_text import parse_json
 from mlxchat.system import own_command
 from mlxchat.telemetry import tracker_child
-from mlxchat.telemetry.events import (
-    CoreMeasured,
-    Evaluated,
-    Event,
-    Judged,
-    Rewarded,
-    Sampled,
-    Stepped,
-    json_line,
-)
+from mlxchat.telemetry.events import Event, json_line
 from mlxchat.telemetry.meter import Meter
-from mlxchat.telemetry.trackers import (
-    FINISH_SECONDS,
-    TrackedRun,
-    TrackedSample,
-    TrackedStep,
-)
+from mlxchat.telemetry.tracked import StepCollector, TrackedRun, TrackedStep
+from mlxchat.telemetry.trackers import FINISH_SECONDS
 
 _MOST_WAITING = 10_000  # steps in the queue
 _SILENT_WAIT = 2.0  # seconds of waiting at the end that nobody needs to be told of
+_POLL = 0.2  # seconds between looks at whether the user has asked to end
 _LAST_WORDS = 3.0  # seconds to hear them in, once the process has ended
-_GIGABYTE = 1e9
-
-
-def tracked_values(event: Event, meter: Meter) -> dict[str, float]:
-    """Return the numbers that a tracker gets of an event, by name, those that are finite.
-
-    Args:
-        event: the event.
-        meter: has folded it in.
-    """
-    values: dict[str, float | None] = {}
-    match event:
-        case Stepped():
-            values = {
-                "train/loss": event.loss,
-                "train/learning_rate": event.learning_rate,
-                "train/gradient_norm": event.gradient_norm,
-                "train/tokens_per_second": meter.tokens_per_second,
-                "train/mfu": meter.mfu,
-                "train/peak_memory_gb": event.memory.peak / _GIGABYTE,
-            }
-        case Rewarded():
-            values = {
-                "reward/mean": event.reward,
-                "reward/right": event.right,
-                "reward/all_right": event.all_right,
-                "reward/all_wrong": event.all_wrong,
-            }
-        case Evaluated():
-            values = {
-                "validation/bits_per_byte": event.bits_per_byte,
-                "validation/loss": event.loss,
-            }
-        case Judged():
-            values = {
-                "validation/reward": event.reward,
-                "validation/pass_1": event.pass_1,
-                f"validation/pass_{event.samples}": event.pass_k,
-            }
-        case CoreMeasured():
-            values = {"core/core": event.core, "core/standard_error": event.error}
-    return {name: v for name, v in values.items() if v is not None and math.isfinite(v)}
 
 
 class Tracking:
@@ -92,7 +37,8 @@ class Tracking:
         run: the run.
         meter: folds in each event before that function gets it.
         tell: shows a message to the user; called from other threads too.
-        finish_seconds: the longest wait at the end.
+        stop: returns whether the user has asked the program to end.
+        finish_seconds: the longest wait at the end; a new wish to end cuts it short.
         most_waiting: steps that wait for the tracker, at most.
     """
 
@@ -101,14 +47,15 @@ class Tracking:
         run: TrackedRun,
         meter: Meter,
         tell: Callable[[str], None],
+        stop: Callable[[], bool] = lambda: False,
         finish_seconds: float = FINISH_SECONDS,
         most_waiting: int = _MOST_WAITING,
     ) -> None:
-        self._run, self._meter, self._tell = run, meter, tell
+        self._run, self._tell, self._stop = run, tell, stop
         self._finish_seconds = finish_seconds
+        self._collector = StepCollector(run.step, meter)
         self._said = Path(run.folder) / "tracking.log"
         self._queue: queue.Queue[str | None] = queue.Queue(most_waiting)  # None: that is all
-        self._step = TrackedStep(run.step, {}, [])  # not complete before a later one begins
         self._late = False  # whether the tracker has not kept up
         self._failed = False
         self._killed = False
@@ -117,20 +64,10 @@ class Tracking:
 
     def update(self, event: Event) -> None:
         """Take an event of the run; it never waits."""
-        number = getattr(event, "step", None)
-        values = tracked_values(event, self._meter)
-        if number is None or not (values or isinstance(event, Sampled)):
-            return
-        if number > self._step.step:
-            self._pass_on()
-            self._step = TrackedStep(number, {}, [])
-        self._step.values.update(values)
-        if isinstance(event, Sampled):
-            self._step.samples.append(TrackedSample(event.prompt, event.text, event.reward))
+        self._pass_on(self._collector.add(event))
 
-    def _pass_on(self) -> None:
-        step = self._step
-        if self._failed or not (step.values or step.samples):
+    def _pass_on(self, step: TrackedStep | None) -> None:
+        if step is None or self._failed:
             return
         try:
             self._queue.put_nowait(json_line(asdict(step)))
@@ -202,7 +139,7 @@ class Tracking:
         if self._process is None:
             return
         try:
-            self._pass_on()
+            self._pass_on(self._collector.rest())
             how = tracker_child.FAILED if isinstance(error, Exception) else "done"
             self._put_last(json_line({tracker_child.ENDED: how}))
             self._put_last(None)
@@ -225,25 +162,23 @@ class Tracking:
 
     def _wait(self, process: "subprocess.Popen[bytes]") -> None:
         """Wait until the tracker has sent what is left, as long as it may take."""
-        name, rest = self._run.tracker, max(0.0, self._finish_seconds - _SILENT_WAIT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(min(_SILENT_WAIT, self._finish_seconds))
+        name, began, asked_before = self._run.tracker, time.monotonic(), self._stop()
+
+        def has_ended_by(seconds: float) -> bool:
+            """Wait so long since the beginning, unless the user asks to end meanwhile."""
+            while (left := began + seconds - time.monotonic()) > 0 and self._stop() == asked_before:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(min(left, _POLL))
+                    return True
+            return process.poll() is not None
+
+        silent = min(_SILENT_WAIT, self._finish_seconds)
+        if has_ended_by(silent):
             return
-        self._tell(f"Waiting for {name} to send the rest, at most {rest:.0f} s.")
-        try:
-            process.wait(rest)
-        except subprocess.TimeoutExpired:
-            self._tell(f"{name} has not ended in time; some of the run may be missing there.")
-
-
-def tracked_settings(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as trackers show them, one level deep and without what is not given."""
-    flat: dict[str, Any] = {}
-    for part in parts:
-        for name, value in part.items():
-            if isinstance(value, Mapping):
-                inner = tracked_settings(value)
-                flat |= {f"{name}.{within}": each for within, each in inner.items()}
-            elif value is not None:
-                flat[name] = value
-    return flat
+        if self._stop() == asked_before:
+            rest = self._finish_seconds - silent
+            self._tell(
+                f"Waiting for {name} to send the rest, at most {rest:.0f} s. Ctrl-C ends the wait."
+            )
+        if not has_ended_by(self._finish_seconds):
+            self._tell(f"{name} did not finish; some of the run may be missing there.")

@@ -15,6 +15,7 @@ import numpy as np
 
 from mlxchat.checkpoint import catalog, layout, store, trainer
 from mlxchat.config.rl import RlConfig
+from mlxchat.config.run import is_name
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.data.questions.choice import GENERATED, TaskChoice
 from mlxchat.data.questions.levels import FoundLevel, find_level
@@ -108,15 +109,15 @@ def with_level(
                 state = trainer.read_state(newest, {Reinforcement.name: RlConfig})
                 return config.model_copy(update={"level": state.settings.level}), []
     found = _found_level(config, home, report, clock)
-    tried = ", ".join(f"{share:.0%} at level {level}" for level, share in found.shares.items())
     if not found.share:
         learnt = TaskChoice(config.task, 1, config.calculator)
         raise ConfigError(
-            f"The model answers none of the questions of {config.task} right ({tried}): there is "
-            "nothing to reward.",
+            f"The model answers none of the {config.task} questions correctly, at any level, so "
+            "there is nothing to reward.",
             "Fine-tune it on the task first, or choose another `task`: "
-            + command("sft", data=str(learnt), model_tag=config.task),
+            + command("sft", source=config.source, data=str(learnt), model_tag=config.task),
         )
+    tried = ", ".join(f"{share:.0%} at level {level}" for level, share in found.shares.items())
     note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.0%} right"
     note += "." if found.suits else f", though 20 to 60% would suit it better ({tried})."
     return config.model_copy(update={"level": found.level}), [note]
@@ -134,7 +135,8 @@ def _found_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> 
         min(config.max_tokens, saved.model.config.sequence_len // 2),
         LEVEL_TOGETHER,
     )
-    asked = 0
+    asked, task = 0, "finding a level"
+    report(Noted(clock(), f"Looking for a level of {config.task} that suits the model."))
 
     def answer(questions: Sequence[TaskQuestion]) -> list[list[str]]:
         nonlocal asked
@@ -144,10 +146,12 @@ def _found_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> 
             for index in range(len(questions))
         ]
         texts = examiner.ask(questions, np.stack(keys)).texts
-        report(Progressed(clock(), "finding a level", asked, None, "levels"))
+        report(Progressed(clock(), task, asked, None, "levels"))
         return [texts[i : i + LEVEL_SAMPLES] for i in range(0, len(texts), LEVEL_SAMPLES)]
 
-    return find_level(config.task, answer, seed=config.seed, calculator=config.calculator)
+    found = find_level(config.task, answer, seed=config.seed, calculator=config.calculator)
+    report(Progressed(clock(), task, asked, asked, "levels"))  # ends its bar
+    return found
 
 
 def _tuned_folder(config: RlConfig, home: Home) -> Path:
@@ -162,9 +166,17 @@ def _tuned_folder(config: RlConfig, home: Home) -> Path:
     if not layout.has_chat_template(folder):
         raise CheckpointError(
             f"The model in {folder} was not trained on conversations: it does not answer.",
-            f"Fine-tune it first: {command('sft', source=config.source)}",
+            _to_answer(str(config.source), home),
         )
     return folder
+
+
+def _to_answer(source: str, home: Home) -> str:
+    """Return what to do about a model that does not answer: its fine-tuned one may be there."""
+    tuned = f"{source}-sft"  # as sft names it by default
+    if is_name(tuned) and store.steps(home.finetuned / tuned):
+        return f"Begin with the one that does: {command('rl', source=tuned)}"
+    return f"Fine-tune it first: {command('sft', source=source)}"
 
 
 def _questions(config: RlConfig, home: Home) -> QuestionSource:

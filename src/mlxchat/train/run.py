@@ -17,8 +17,9 @@ from mlxchat.telemetry.events import Ended, Event, Noted, Replanned, Report, Sta
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import StatusFile, status_path
-from mlxchat.telemetry.trackers import TrackedRun, require_tracker
-from mlxchat.telemetry.tracking import Tracking, tracked_settings
+from mlxchat.telemetry.tracked import TrackedRun, tracked_settings
+from mlxchat.telemetry.trackers import require_tracker
+from mlxchat.telemetry.tracking import Tracking
 from mlxchat.train.activities import Activities
 from mlxchat.train.batches import Batches
 from mlxchat.train.divergence import NotFiniteError, diverged
@@ -106,7 +107,7 @@ def run(
             StatusFile(status_path(path), meter, runtime.memory_use, clock)
         )
 
-        track = stack.enter_context(_tracking(stage, state, meter))
+        track = stack.enter_context(_tracking(stage, state, meter, stop))
 
         # Training
         def asked_to_end() -> bool:
@@ -174,7 +175,7 @@ def _begin(
 
 
 def _tracking(
-    stage: Stage[Any, Any], state: TrainState, meter: Meter
+    stage: Stage[Any, Any], state: TrainState, meter: Meter, stop: Callable[[], bool]
 ) -> AbstractContextManager[Report]:
     """Return a context whose function gives events to the tracker, if the settings name one."""
     config, clock = stage.config, stage.clock
@@ -192,6 +193,7 @@ def _tracking(
         TrackedRun(config.track, config.tag, folder, state.step, settings),
         meter,
         tell=lambda text: stage.report(Noted(clock(), text)),
+        stop=stop,
     )
 
 

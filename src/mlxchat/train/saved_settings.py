@@ -35,6 +35,8 @@ def settings_to_resume(
         ConfigError: it is a run of another stage; or another name is given.
         CheckpointError: what it has saved is damaged, or no training can resume from it.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"`resume={name!a:.99}` is no name of a run.", "Give its name, as text.")
     [stage] = [stage for stage in STAGES.values() if stage.settings is kind]
     if given.get("model_tag") not in (None, name):
         raise ConfigError(

@@ -35,7 +35,7 @@ from mlxchat.train.core import RunCore
 from mlxchat.train.evaluation import Evaluation, LossEvaluation, never
 from mlxchat.train.loop import Compile, Draw, ShouldStop, compile_step
 from mlxchat.train.resume import Config, SavedRun, TrainState, read_saved
-from mlxchat.train.samples import samples
+from mlxchat.train.samples import SAMPLES, SAMPLES_ON_THE_WAY, samples
 from mlxchat.train.world import ALONE, World
 
 Corpus = TypeVar("Corpus", bound=Documents)
@@ -232,11 +232,12 @@ class Stage(ABC, Generic[Config, Corpus]):
         return LossEvaluation(documents, state, self.world, self.clock, draw)
 
     def sampled(self, documents: Corpus, state: TrainState, step: int) -> Iterator[Event]:
-        """Yield samples of what the model writes after ``step`` steps."""
+        """Yield samples of what the model writes after ``step`` steps: more after the last one."""
         model, tokenizer = state.model, state.tokenizer
         tools = partial(ToolUse, tokenizer) if documents.conversational else None
         prompts = self.prompts(tokenizer, documents)
-        for prompt, text in samples(model, tokenizer, prompts, tools):
+        most = SAMPLES if step >= state.plan.num_iterations else SAMPLES_ON_THE_WAY
+        for prompt, text in samples(model, tokenizer, prompts, tools, most):
             yield Sampled(self.clock(), step, prompt, text)
 
     def prompts(self, tokenizer: Tokenizer, documents: Corpus) -> Iterable[tuple[str, list[int]]]:

@@ -192,6 +192,13 @@ def bars(tasks: Sequence[TaskProgress], *, width: int, now: float) -> Group:
     return Group(*lines)
 
 
+def task_line(task: TaskProgress, now: float) -> str:
+    """Return how far a task is: ``questions: 50 of 200 questions (25%), 12s left``."""
+    name, share, left, _, done = _task_columns(task, now)
+    line = f"{name}: {done}" + (f" ({share})" if share else "")
+    return f"{line}, {left} left" if left else line
+
+
 def _task_columns(task: TaskProgress, now: float) -> tuple[str, str, str, str, str]:
     """Return name, share, time left, rate and amount, the most important first."""
     event, rate = task.latest, task.rate(now)

@@ -1,6 +1,7 @@
 """The three ways to show events: JSON, plain lines, and a live panel with bars."""
 
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -30,9 +31,18 @@ from mlxchat.telemetry.events import (
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.dashboard import dashboard, shown_loss, speed
 from mlxchat.ui.output import LiteralConsole, control_keys_hidden
-from mlxchat.ui.text import TaskProgress, amount, as_options, bars, duration, in_one_line
+from mlxchat.ui.text import (
+    TaskProgress,
+    amount,
+    as_options,
+    bars,
+    duration,
+    in_one_line,
+    task_line,
+)
 
 REFRESHES_PER_SECOND = 4
+QUIET = 10.0  # seconds without a line after which a plain log says how far it is
 _SUMMARY_TASK = "all shards"  # the task that sums up the others is shown below them
 
 
@@ -170,6 +180,29 @@ class Tasks:
         return sorted(self._tasks.values(), key=lambda task: task.first.task == _SUMMARY_TASK)
 
 
+def _paced(pace: TaskProgress | None, event: Event, now: float) -> TaskProgress | None:
+    """Return the pace of an evaluation, or of the answers of a step, after its next event.
+
+    Args:
+        pace: the pace before; None if nothing of the kind was under way.
+        event: the event; any other ends what was under way.
+        now: when it came.
+    """
+    match event:
+        case Evaluating():
+            name, done, total, unit = "evaluating", event.batch, event.batches, "batches"
+        case Drawing():
+            name, done, total, unit = "drawing", event.answers, event.total, "answers"
+        case _:
+            return None
+    progress = Progressed(event.time, name, done, total, unit)
+    # The first batch compiles, so that its time would mislead.
+    if pace is None or not 0 < pace.latest.done <= done:
+        return TaskProgress(progress, now)
+    pace.update(progress, now)
+    return pace
+
+
 class View(Protocol):
     """Shows events, from any thread, until it is closed."""
 
@@ -197,13 +230,18 @@ class JsonView:
 
 
 class PlainView:
-    """Shows events as plain lines: of steps the first, the last, and about one per second."""
+    """Shows events as plain lines: of steps the first, the last, and about one per second.
+
+    What takes longer than that, such as an evaluation, has a line every `QUIET` seconds.
+    """
 
     def __init__(self, console: LiteralConsole, timer: Timer) -> None:
         self._console = console
         self._timer = timer
         self._lock = threading.Lock()
         self._tasks = Tasks(timer)
+        self._pace: TaskProgress | None = None  # of the evaluation that is under way
+        self._wrote_at = timer()
         self._shown_at: float | None = None
         self._held_back: str | None = None
 
@@ -214,9 +252,12 @@ class PlainView:
                 self._step(event, meter)
                 return
             if isinstance(event, Progressed):
-                line = self._tasks.update(event)
+                line = self._tasks.update(event) or self._while_quiet(self._tasks.shown())
+            elif isinstance(event, Evaluating | Drawing):
+                self._pace = _paced(self._pace, event, self._timer())
+                line = self._while_quiet([self._pace] if self._pace else [])
             else:
-                line = describe(event, meter)
+                line, self._pace = describe(event, meter), None
             if isinstance(event, Started):
                 self._shown_at = None
             if line is not None:
@@ -230,12 +271,18 @@ class PlainView:
             self._shown_at = now
             self._write_held_back()
 
+    def _while_quiet(self, tasks: Sequence[TaskProgress]) -> str | None:
+        """Return how far the last of the tasks is, if nothing was written for `QUIET` seconds."""
+        now = self._timer()
+        return task_line(tasks[-1], now) if tasks and now - self._wrote_at >= QUIET else None
+
     def _write_held_back(self) -> None:
         if self._held_back is not None:
             self._write(self._held_back)
             self._held_back = None
 
     def _write(self, line: str) -> None:
+        self._wrote_at = self._timer()
         self._console.write(f"{in_one_line(line)}\n")
 
     def close(self) -> None:
@@ -307,7 +354,7 @@ class LiveView:
         if not isinstance(event, Noted):
             self._since = self._timer()
             self._under_way = event if isinstance(event, Evaluating | Drawing) else None
-            self._pace = self._pace_after(event)
+            self._pace = _paced(self._pace, event, self._timer())
         match event:
             case Started():
                 self._meter, self._latest, self._sample = meter, None, None
@@ -318,22 +365,6 @@ class LiveView:
             case Evaluated() | Judged():
                 return None
         return describe(event, meter)
-
-    def _pace_after(self, event: Event) -> TaskProgress | None:
-        """Return the pace of an evaluation, or of the answers of a step, after its next event."""
-        match event:
-            case Evaluating():
-                done, total, unit = event.batch, event.batches, "batches"
-            case Drawing():
-                done, total, unit = event.answers, event.total, "answers"
-            case _:
-                return None
-        progress = Progressed(event.time, unit, done, total, unit)
-        # The first batch compiles, so that its time would mislead.
-        if self._pace is None or not 0 < self._pace.latest.done <= done:
-            return TaskProgress(progress, self._timer())
-        self._pace.update(progress, self._timer())
-        return self._pace
 
     def _picture(self) -> Group:
         with self._lock:
