@@ -22,21 +22,21 @@ WATCHDOG = f"{FAILED}Impacting Interactivity (0000000e:{BUFFER}ImpactingInteract
 TIMEOUT = f"{FAILED}Caused GPU Timeout Error (00000002:{BUFFER}Timeout)"
 MEMORY = f"{FAILED}Insufficient Memory (00000008:{BUFFER}OutOfMemory)"
 TOLD = {
-    WATCHDOG: ("because the display had to wait", "Let the display sleep"),
+    WATCHDOG: ("because it delayed the display", "Let the display sleep"),
     TIMEOUT: ("waited or ran for seconds", "--device-batch-size"),
     f"{FAILED}Caused GPU Hang Error (00000003:{BUFFER}Hang)": ("waited or ran", "display sleep"),
     f"{FAILED}Innocent Victim (00000005:{BUFFER}InnocentVictim)": ("in another program", "Close"),
-    f"{FAILED}Discarded (00000004:{BUFFER}SubmissionsIgnored)": ("error before it", "Close"),
-    MEMORY: ("no memory left", "--memory-limit"),
-    "[metal::malloc] Unable to allocate 9 bytes.": ("no memory left", "--memory-limit"),
-    "[malloc] Unable to allocate 9 bytes.": ("no memory left", "--memory-limit"),
-    "std::bad_alloc": ("no memory left", "--memory-limit"),
-    "cudaMallocAsync(&data, size) failed: out of memory": ("no memory left", "--memory-limit"),
-    "[metal::malloc] Resource limit (499000) exceeded.": ("as many arrays as", "none"),
+    f"{FAILED}Discarded (00000004:{BUFFER}SubmissionsIgnored)": ("earlier error", "Close"),
+    MEMORY: ("out of memory", "--memory-limit"),
+    "[metal::malloc] Unable to allocate 9 bytes.": ("out of memory", "--memory-limit"),
+    "[malloc] Unable to allocate 9 bytes.": ("out of memory", "--memory-limit"),
+    "std::bad_alloc": ("out of memory", "--memory-limit"),
+    "cudaMallocAsync(&data, size) failed: out of memory": ("out of memory", "--memory-limit"),
+    "[metal::malloc] Resource limit (499000) exceeded.": ("as many arrays as", "without any"),
     "[metal::malloc] Attempting to allocate 90 bytes which is greater than the maximum allowed "
-    "buffer size of 9 bytes.": ("larger than the GPU takes", "--max-seq-len"),
-    f"{FAILED}Page Fault (0000000b:{BUFFER}PageFault)": ("MLX's device failed", "repeat"),
-    "cuGraphLaunch failed: an illegal memory access": ("MLX's device failed", "repeat"),
+    "buffer size of 9 bytes.": ("larger than the GPU's largest buffer", "--max-seq-len"),
+    f"{FAILED}Page Fault (0000000b:{BUFFER}PageFault)": ("MLX's device failed", "Repeat"),
+    "cuGraphLaunch failed: an illegal memory access": ("MLX's device failed", "Repeat"),
 }
 
 
@@ -121,11 +121,11 @@ def test_a_run_says_so_in_its_status_and_resumes(
 ) -> None:
     config = CONFIG.model_copy(update={"eval_every": 0, "sample_every": 0})
     compile = failing_once(5, [])
-    with pytest.raises(DeviceError, match="because the display had to wait"):
+    with pytest.raises(DeviceError, match="because it delayed the display"):
         run(prepared, config, compile=compile)
     status = read_status(status_path(Home(prepared).log("run")))
     assert status and status.ended == "failed"
-    assert status.failure and "the display had to wait" in status.failure
+    assert status.failure and "it delayed the display" in status.failure
     assert store.steps(run_folder(prepared)) == [3]
     write_state = trainer.write_state
     with monkeypatch.context() as patched:

@@ -173,7 +173,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_only_a_full_disk_is_said_to_need_room() -> None:
-    remedies = {errno.ENOSPC: "Make room on the disk", errno.EACCES: "Check who may write there"}
+    remedies = {errno.ENOSPC: "Free some disk space", errno.EACCES: "Check its permissions"}
     for code, remedy in remedies.items():
         with pytest.raises(DiskError) as caught, storing("It"):
             refusing(code)()

@@ -25,14 +25,14 @@ def test_a_tilde_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert expanded("~/x") == Path("/home/ada/x")
     assert expanded("x/~") == Path("x/~")
-    with pytest.raises(ConfigError, match="home folder of nobody-of-that-name, and there is no"):
+    with pytest.raises(ConfigError, match="home folder of nobody-of-that-name, but there is no"):
         expanded(NOWHERE)
 
 
 @pytest.mark.usefixtures("homeless")
 def test_without_a_home_folder_it_says_what_to_set() -> None:
     for asked in (Home.from_environment, cache_folder, lambda: expanded("~/x")):
-        with pytest.raises(ConfigError, match="nothing says where that is") as raised:
+        with pytest.raises(ConfigError, match="whose location is unknown") as raised:
             asked()
         assert "MLXCHAT_HOME" in raised.value.remedy
 
@@ -79,7 +79,7 @@ def test_a_path_in_the_home_of_nobody_is_named(
     assert code == 1
     first, second = errors.splitlines()
     assert NOBODY in first and "there is no such user" in first
-    assert second == "Write the path in full; for a file of that name, put ./ before it."
+    assert second == "Write the full path. For a file of that name, put ./ before it."
 
 
 @pytest.mark.usefixtures("homeless")

@@ -396,13 +396,17 @@ def test_logits_go_on_beyond_the_context(runs: Home, monkeypatch: pytest.MonkeyP
     assert logits.shape == (len(ids), model.config.vocab_size)
     assert np.allclose(logits[:100], np.array(model.logits(ids[:100])), atol=1e-4)
     monkeypatch.setattr("mlxchat.trained.LARGEST_ARRAY", 200 * model.config.padded_vocab_size)
-    with pytest.raises(mlxchat.ConfigError, match=r"246 tokens, too many(.|\n)*200 tokens at most"):
+    with pytest.raises(
+        mlxchat.ConfigError, match=r"246 tokens, which is too many(.|\n)*200 tokens at most"
+    ):
         model.logits(ids)
 
 
 def test_a_config_object_is_instead_of_settings() -> None:
     config = mlxchat.PretrainConfig(depth=1)
-    with pytest.raises(mlxchat.ConfigError, match="`seed` does not go with a PretrainConfig"):
+    with pytest.raises(
+        mlxchat.ConfigError, match="`seed` cannot be combined with a PretrainConfig"
+    ):
         mlxchat.pretrain(config, seed=1)
     with pytest.raises(mlxchat.ConfigError, match="is not of type SftConfig"):
         mlxchat.fine_tune(config)  # type: ignore[arg-type]
@@ -414,9 +418,9 @@ def test_wrong_arguments_of_a_model_are_config_errors(runs: Home) -> None:
         (lambda: model.generate("A", temperature=-1), "`temperature=-1`"),
         (lambda: model.generate("A", topk=3), "Did you mean `top_k`"),
         (lambda: model.generate("moo " * 500), "context is 128"),
-        (lambda: model.generate([]), "not token ids"),
-        (lambda: model.logits([300]), "not token ids"),
-        (lambda: model.generate([1.5]), "not token ids"),  # type: ignore[list-item]
+        (lambda: model.generate([]), "not valid token ids"),
+        (lambda: model.logits([300]), "not valid token ids"),
+        (lambda: model.generate([1.5]), "not valid token ids"),  # type: ignore[list-item]
         (lambda: model.generate("A", seed=-1), "`seed=-1`"),
         (lambda: model.generate("A", seed=2**64), "`seed=18446744073709551616`"),
         (lambda: model.generate("A", max_tokens=-1), "`max_tokens=-1`"),

@@ -386,7 +386,7 @@ def test_a_saved_step_becomes_a_run_of_its_own(
     }
     copied = layout.read_model(folder, machine().compute_dtype)
     assert copied.conversational == layout.read_model(source, mx.float32).conversational
-    with pytest.raises(MlxchatError, match=r"tiny-4bit.* is quantized: its training") as raised:
+    with pytest.raises(MlxchatError, match=r"tiny-4bit.* is quantized, so its training") as raised:
         Pretraining(TINY.model_copy(update={"model_tag": "tiny-4bit"}), Home(trained)).saved()
     assert "`model_tag`" in raised.value.remedy
     with pytest.raises(MlxchatError, match="already quantized"):
@@ -412,7 +412,7 @@ def test_without_validation_text_nothing_is_measured(
     (elsewhere / layout.TRAINER).unlink()
     run(tag=None, checkpoint=elsewhere)
     said = capsys.readouterr()
-    assert "Bits per byte are not measured" in said.err
+    assert "Bits per byte were not measured" in said.err
     facts = json.loads(said.out)
     assert facts["bits_per_byte_after"] is None
     assert Path(facts["path"]).parts[-2:] == ("copied-4bit", "step_000000")

@@ -364,7 +364,7 @@ def _config(
     """Return the settings of a run, given as one object, one by one, or by its name."""
     if resumed is not None and fresh:
         raise ConfigError(
-            f"`resume={resumed}` goes on with a run, and `fresh` starts from scratch.",
+            f"`resume={resumed}` resumes a run, and `fresh` starts from scratch.",
             "Leave one of them out.",
         )
     if config is None:
@@ -374,12 +374,12 @@ def _config(
     if not isinstance(config, kind):
         raise ConfigError(
             f"{config!r:.100} is not of type {kind.__name__}.",
-            "Give settings by their names, as in `depth=4`.",
+            "Give settings by name, as in `depth=4`.",
         )
     if settings or resumed is not None:
         other = next(iter(settings), "resume")
         raise ConfigError(
-            f"`{other}` does not go with a {kind.__name__}, which has all settings.",
+            f"`{other}` cannot be combined with a {kind.__name__}, which already has all settings.",
             "Give one or the other.",
         )
     return config

@@ -158,9 +158,8 @@ def planned(config: BenchConfig, resources: Resources) -> Plan:
     made = plan(settings, config.vocab_size, resources)
     if made.grad_checkpoint:
         raise MemoryLimitError(
-            f"{counted(config.device_batch_size, 'rows')} of {config.max_seq_len:,} tokens at "
-            "once only fit in memory with gradient checkpointing, which the benchmark does not "
-            "use.",
+            f"{counted(config.device_batch_size, 'rows')} of {config.max_seq_len:,} tokens only "
+            "fit into memory with gradient checkpointing, which the benchmark does not use.",
             "Use a smaller `device_batch_size`, `max_seq_len`, `vocab_size` or `depth`.",
         )
     return made

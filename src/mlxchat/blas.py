@@ -91,8 +91,8 @@ def _load_openblas() -> None:
     except (OSError, PackageNotFoundError) as error:
         warnings.warn(
             f"OpenBLAS is not available ({error}): training will be 10 to 30 times slower. "
-            'The extra cpu brings it, pip install "mlxchat[cpu]"; for a processor without AVX-512 '
-            "your system does, as in apt install libopenblas0",
+            'Install it with the extra cpu, pip install "mlxchat[cpu]", or, on a processor without '
+            "AVX-512, through your system, as in apt install libopenblas0",
             RuntimeWarning,
             stacklevel=3,
         )

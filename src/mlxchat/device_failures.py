@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 from mlxchat.errors import DeviceError, MemoryLimitError, MlxchatError
 
-KEPT = "What a run has saved is kept: repeat its command to resume, or let `supervise` do that."
-SAID = "The conversation so far is kept: ask again."
+KEPT = (
+    "Everything a run has saved is kept. Repeat its command to resume, or let `supervise` do that."
+)
+SAID = "The conversation so far is kept. Ask again."
 ANEW = "If it fails again, save the conversation and load it in a new process."
 
 
@@ -28,47 +30,46 @@ class Failure(NamedTuple):
 FAILURES = (  # the first whose text matches counts
     Failure(
         re.compile(r"ImpactingInteractivity|Impacting Interactivity"),
-        "macOS stopped the GPU's work, because the display had to wait for it",
-        "Let the display sleep, or use the Mac over SSH, while it computes: its watchdog then "
-        "leaves the GPU alone. "
-        "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment can help too, and makes the display "
-        f"less smooth. {KEPT}",
-        f"Close what draws much on the display, or use the Mac over SSH. {SAID}",
+        "macOS stopped the GPU's work because it delayed the display",
+        "Let the display sleep, or use the Mac over SSH, while it computes, so that macOS's "
+        "watchdog leaves the GPU alone. Setting AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the "
+        f"environment can also help, but makes the display less smooth. {KEPT}",
+        f"Close programs that draw a lot on the display, or use the Mac over SSH. {SAID}",
     ),
     Failure(
         re.compile(r"CallbackError(Timeout|Hang)|GPU Timeout|GPU Hang"),
-        "macOS stopped the GPU's work, because a part of it waited or ran for seconds",
+        "macOS stopped the GPU's work because a part of it waited or ran for seconds",
         "Close other programs that use the GPU, let the display sleep, or use a smaller "
         f"`device_batch_size`. {KEPT}",
         f"Close other programs that use the GPU. {SAID}",
     ),
     Failure(
         re.compile(r"CallbackError(InnocentVictim|SubmissionsIgnored)"),
-        "macOS stopped the GPU's work, because of an error before it or in another program",
+        "macOS stopped the GPU's work because of an earlier error or one in another program",
         f"Close other programs that use the GPU. {KEPT}",
         f"Close other programs that use the GPU. {SAID} {ANEW}",
     ),
     Failure(
         re.compile(r"\[metal::malloc\] Resource limit"),
-        "The GPU holds as many arrays as macOS lets a program have",
-        f"A new process starts with none. {KEPT}",
-        "A new process starts with none: save the conversation and load it there.",
+        "The GPU holds as many arrays as macOS allows a program",
+        f"A new process starts without any. {KEPT}",
+        "A new process starts without any: save the conversation and load it there.",
     ),
     Failure(
         re.compile(r"malloc\] Attempting to allocate .* maximum allowed buffer size"),
-        "An array is larger than the GPU takes in one piece",
+        "An array is larger than the GPU's largest buffer",
         f"Use a smaller `device_batch_size`, `max_seq_len` or `vocab_size`. {KEPT}",
-        "Shorten the message, or begin a new conversation.",
+        "Shorten the message, or start a new conversation.",
     ),
     Failure(
         re.compile(
             r"CallbackErrorOutOfMemory|Insufficient Memory|malloc\] |std::bad_alloc"
             r"|(?i:cu\w+\W.*out of memory)"
         ),
-        "MLX's device has no memory left",
-        "Close other programs, or use less of it: a smaller `memory_limit`, `device_batch_size` "
+        "MLX's device is out of memory",
+        "Close other programs, or use less memory: a smaller `memory_limit`, `device_batch_size` "
         f"or `depth`. {KEPT}",
-        f"Close other programs, or begin a new conversation, which takes less. {SAID}",
+        f"Close other programs, or start a new conversation, which takes less memory. {SAID}",
     ),
     Failure(
         re.compile(
@@ -86,7 +87,7 @@ def explain(text: str) -> DeviceError | None:
     """Return the error for a message of MLX; None if it is not about a device that failed.
 
     >>> explain("[METAL] Command buffer execution failed: Impacting Interactivity").problem
-    "macOS stopped the GPU's work, because the display had to wait for it ([METAL] Command buffer \
+    "macOS stopped the GPU's work because it delayed the display ([METAL] Command buffer \
 execution failed: Impacting Interactivity)."
     >>> explain("Could not determine home directory.") is None
     True
@@ -116,7 +117,7 @@ def answer_error(error: Exception) -> MlxchatError | None:
 def out_of_memory(error: MemoryError, remedy: str) -> MemoryLimitError:
     """Return the error for a lack of memory that is not the device's."""
     said = f": {error}" if str(error) else ""
-    return MemoryLimitError(f"The memory of this machine is used up{said}.", remedy)
+    return MemoryLimitError(f"This machine is out of memory{said}.", remedy)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def storing(what: Path | str, elsewhere: str = _ELSEWHERE) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        first = "Make room on the disk" if error.errno in _FULL else "Check who may write there"
+        first = "Free some disk space" if error.errno in _FULL else "Check its permissions"
         raise DiskError(
             f"{what} cannot be stored: {reason_of(error)}.", f"{first}, or {elsewhere}."
         ) from error
@@ -108,7 +108,7 @@ def new_folder(folder: Path, elsewhere: str, replace: bool = False) -> Iterator[
         lock = Lock.take(place, folder=True)
     if lock is None:
         problem = f"Another process is writing {folder}."
-        raise in_use(place, problem, f"Wait for it to end, or {elsewhere}.")
+        raise in_use(place, problem, f"Wait for it to finish, or {elsewhere}.")
     with lock:
         try:
             with storing(folder, elsewhere):
@@ -166,7 +166,7 @@ def _remove(path: Path) -> None:
 def _require_free(folder: Path, elsewhere: str) -> None:
     if folder.is_symlink() or (folder.exists() and (folder.is_file() or any(folder.iterdir()))):
         raise DiskError(
-            f"There is something in {folder} already; nothing was written.",
+            f"{folder} is not empty; nothing was written.",
             f"{elsewhere[:1].upper()}{elsewhere[1:]}.",
         )
 
@@ -192,7 +192,7 @@ def require_space(folder: Path, needed: int) -> None:
         raise DiskError(
             f"The disk of {folder} is too small: {needed / _GIB:.2f} GiB to download, "
             f"{free / _GIB:.2f} GiB free, of which 1 GiB must stay free.",
-            "Make room, download fewer shards, or choose another disk with MLXCHAT_HOME.",
+            "Free some space, download fewer shards, or choose another disk with MLXCHAT_HOME.",
         )
 
 
@@ -206,7 +206,7 @@ def require_utf8(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"{path} is not in UTF-8, and MLX opens no files there.",
+            f"The path {path} is not valid UTF-8, and MLX cannot open files there.",
             "Rename it, or choose another folder.",
         ) from error
 

@@ -31,12 +31,12 @@ def expanded(path: str | Path) -> Path:
         user = Path(path).parts[0].removeprefix("~")
         if user:
             raise ConfigError(
-                f"{path} is in the home folder of {user}, and there is no such user.",
-                "Write the path in full; for a file of that name, put ./ before it.",
+                f"{path} is in the home folder of {user}, but there is no such user.",
+                "Write the full path. For a file of that name, put ./ before it.",
             ) from error
         raise ConfigError(
-            f"{path} is in your home folder, and nothing says where that is.",
-            "Set HOME; MLXCHAT_HOME sets the folder of all that mlxchat keeps.",
+            f"{path} is in your home folder, whose location is unknown.",
+            "Set HOME, or set MLXCHAT_HOME to the folder where mlxchat keeps its files.",
         ) from error
 
 

@@ -149,8 +149,8 @@ def in_use(path: Path, problem: str, remedy: str) -> LockedError:
     with suppress(OSError), file.open("rb") as stream:
         process, host = _holder(stream)
         remedy += (
-            f" The disk has no locks, so that {file} stands for one. Delete it if process "
-            f"{process[:20]!a} of {host[:99]!a} has ended."
+            f" The disk does not support locks, so the file {file} is used instead. Delete it if "
+            f"process {process[:20]!a} on {host[:99]!a} has ended."
         )
     return LockedError(problem, remedy)
 

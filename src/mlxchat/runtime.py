@@ -27,7 +27,7 @@ try:
 except ImportError as error:
     raise BackendError(
         f"MLX has no backend on this machine ({error}).",
-        'Install the extra cpu (any machine) or cuda (NVIDIA GPU): pip install "mlxchat[cpu]"',
+        'Install the extra cpu (any machine) or cuda (NVIDIA GPUs): pip install "mlxchat[cpu]"',
     ) from error
 
 GIB = 1024**3
@@ -300,13 +300,14 @@ def check_limits(limit: int, wired: Wired | None) -> None:
         )
     if wired is not None and here.backend != "metal":
         raise ConfigError(
-            f"`wired_limit` is for Macs: MLX wires no memory on {here.device}.", "Leave it out."
+            f"`wired_limit` only works on Macs: MLX cannot wire memory on {here.device}.",
+            "Leave it out.",
         )
     if isinstance(wired, int) and wired > here.memory:
         raise ConfigError(
             f"`wired_limit` is {wired / GIB:,.1f} GiB; the system allows at most "
             f"{here.memory / GIB:,.1f} GiB.",
-            "Use a smaller one, or raise the system's: sudo sysctl iogpu.wired_limit_mb=N",
+            "Use a smaller one, or raise the system's limit: sudo sysctl iogpu.wired_limit_mb=N",
         )
 
 

@@ -263,8 +263,8 @@ class Model:
             *_, result = measured
         except DataError as error:
             raise DataError(
-                "The text is too short: no token after the first one stands for text.",
-                "Give at least two tokens.",
+                "The text is too short: it has no text token after the first one.",
+                "Use at least two tokens.",
             ) from error
         assert isinstance(result, Evaluated)
         return Loss(result.loss, result.bits_per_byte, result.tokens)
@@ -333,7 +333,7 @@ class Model:
         most = min(LARGEST_ARRAY // self.config.padded_vocab_size, isqrt(LARGEST_ARRAY))
         if len(ids) > most:
             raise ConfigError(
-                f"The text has {len(ids):,} tokens, too many for the arrays of MLX.",
+                f"The text has {len(ids):,} tokens, which is too many for MLX's arrays.",
                 f"Shorten it to {most:,} tokens at most.",
             )
         logits: mx.array = self.network(mx.array([ids]))[0]
@@ -370,7 +370,7 @@ class Model:
         chosen = validated(Quantization, given)
         if self._base is None and formats_of(self.network):
             raise ConfigError(
-                f"{self.name} is quantized already.", "Load the model it was made from."
+                f"{self.name} is quantized already.", "Use the model it was made from."
             )
         saved = self._whole()
         quantize(saved.model, chosen.formats(self.config))
@@ -394,7 +394,7 @@ class Model:
         'quickstart-style-fused'
         """
         if self._base is None:
-            raise ConfigError(f"There is no adapter on {self.name}.", "Use it as it is.")
+            raise ConfigError(f"{self.name} has no adapter.", "Use it as it is.")
         return self._changed(self._whole(dequantize=not keep_quantized), "fused")
 
     def save(self, to: str | Path | None = None) -> Path:
@@ -426,7 +426,7 @@ class Model:
             run = catalog.new_run(self._home, to, self.conversational, "to")
         with store.locked(run):
             if store.steps(run):
-                raise ConfigError(f"There is a model in {run} already.", "Name another folder.")
+                raise ConfigError(f"There is already a model in {run}.", "Name another folder.")
             return copies.save_copy(
                 run, self._history.step, self._saved(self.network), self._history
             )
@@ -471,7 +471,7 @@ class Model:
         """
         if to not in PROGRAMS:
             raise ConfigError(
-                f"There is no export format `to={to}`.", f"Give one of {', '.join(PROGRAMS)}."
+                f"There is no export format `to={to}`.", f"Use one of {', '.join(PROGRAMS)}."
             )
         if dtype is not None and dtype not in get_args(Precision):
             raise ConfigError(
@@ -480,8 +480,8 @@ class Model:
             )
         if to == "mlx-lm" and quantize is not None:
             raise ConfigError(
-                "The types of `quantize` are those of gguf.",
-                "Export what the model's method `quantize` returns.",
+                "`quantize` here only takes gguf's data types.",
+                "For other formats, call the model's method `quantize` and export its result.",
             )
         quantized = self._base is None and bool(formats_of(self.network))
         folder = expanded(out or f"{self.name}-{to}").absolute()
@@ -528,7 +528,7 @@ class Model:
             ids = []
         if not ids or not all(0 <= token < self.config.vocab_size for token in ids):
             raise ConfigError(
-                "These are not token ids of the model.",
+                "These are not valid token ids of the model.",
                 f"Give at least one, each from 0 to {self.config.vocab_size - 1:,}.",
             )
         return ids

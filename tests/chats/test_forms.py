@@ -219,7 +219,7 @@ UNUSABLE = {
         [user([{"type": "python", "text": "1"}]), assistant("Ho")]
     ],
     "no question": [[assistant("Ho")], [{"role": "system", "content": "Be kind."}]],
-    "a system message amid the conversation": [
+    "a system message in the middle of the conversation": [
         [user("Hi"), {"role": "system", "content": "Be kind."}, assistant("Ho")],
     ],
     "no answer": [[user("Hi")], [{"role": "system", "content": "Be kind."}, user("Hi")]],
@@ -234,7 +234,7 @@ UNUSABLE = {
         share(("human", "Hi"), ("observation", "3"), ("gpt", "Three.")),
         share(("human", "Hi"), ("gpt", "Wait."), ("observation", "3"), ("gpt", "Three.")),
     ],
-    "a tool call that nothing follows": [
+    "a tool call with nothing after it": [
         share(("human", "Find!"), ("function_call", "find")),
         share(("human", "Find!"), ("function_call", "find"), ("gpt", "Three.")),
         share(("human", "Find!"), ("function_call", "find"), ("observation", "3")),
@@ -441,7 +441,9 @@ def test_bad_lines_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
 def test_a_small_file_that_stands_for_much_is_refused(
     tmp_path: Path, bomb: Callable[[Path], Path]
 ) -> None:
-    with pytest.raises(MlxchatError, match=r"chats\.parquet.* than (the )?\d\d,000,000 "):
+    with pytest.raises(
+        MlxchatError, match=r"chats\.parquet.* than (the )?(maximum of )?\d\d,000,000 "
+    ):
         reading.read_source(Source(bomb(tmp_path / "chats.parquet")))
 
 
@@ -453,8 +455,8 @@ def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("notes")
     conversations, report = reading.read_source(Source(tmp_path))
     assert conversations == [forms.read_row(row).conversation for row in ROWS]
-    assert report.passed_over == "1 hidden (.hidden); 1 of another kind (notes.txt)"
-    assert report.summary().endswith(f"; passed over: {report.passed_over}.")
+    assert report.passed_over == "1 hidden (.hidden); 1 of another type (notes.txt)"
+    assert report.summary().endswith(f"; files ignored: {report.passed_over}.")
 
 
 def test_every_row_is_accounted_for(tmp_path: Path) -> None:
@@ -469,7 +471,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert report.examples[0] == f"{path}, line 1: no answer"
     assert len(report.examples) == reading.EXAMPLES
     assert report.summary() == (
-        f"{path}: 23 of 31 rows used; changed: everything after the last answer cut (3); "
+        f"{path}: 23 of 31 rows used; changed: text after the last answer dropped (3); "
         f"skipped: no answer (7), unknown format: keys text (1), first {path}, line 1: no answer."
     )
 
@@ -517,9 +519,9 @@ def test_splits_for_evaluation_are_left_out_of_a_folder(tmp_path: Path) -> None:
 
 def test_a_folder_with_only_evaluation_splits_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "test" / "0.jsonl", ROWS)
-    with pytest.raises(MlxchatError, match=r"is for evaluation: .*test, for example") as caught:
+    with pytest.raises(MlxchatError, match=r"is meant for evaluation, such as .*test") as caught:
         reading.read_source(Source(tmp_path))
-    assert "name it itself" in caught.value.remedy
+    assert "name the file itself" in caught.value.remedy
 
 
 @needs_shared
@@ -540,9 +542,9 @@ def test_rows_that_a_task_is_scored_on_are_not_trained_on() -> None:
         (
             "a.jsonl",
             b"[]\n{}\n[]\n",
-            r"3 rows, of which none .*: no messages \(2\), unknown format",
+            r"3 rows, none of which .*: no messages \(2\), unknown format",
         ),
-        ("a.json", b"{}", r"a.json does not hold a list"),
+        ("a.json", b"{}", r"a.json does not contain a list"),
         ("a.json", b"[1, ", r"a.json is not valid JSON"),
         ("a.parquet", b"PAR1 and no more", r"a.parquet is damaged"),
         ("a.txt", b"Hello", r"a.txt holds text, not conversations"),
@@ -570,7 +572,7 @@ def test_any_bytes_are_conversations_or_a_clear_error(suffix: str, content: byte
 
 def test_a_parquet_file_of_something_else_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(MlxchatError, match=r"no column of conversations .its columns: text"):
+    with pytest.raises(MlxchatError, match=r"no column with conversations .its columns: text"):
         reading.read_source(Source(tmp_path / "a.parquet"))
 
 

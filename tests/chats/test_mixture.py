@@ -182,9 +182,9 @@ def test_training_and_validation_each_get_some(tmp_path: Path, count: int) -> No
 
 def test_a_single_conversation_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "one.jsonl", ["same", "same"])
-    with pytest.raises(MlxchatError, match="fewer than two"):
+    with pytest.raises(MlxchatError, match="at least two"):
         ChatDocuments([Source(path)], seed=0)
-    with pytest.raises(MlxchatError, match="fewer than two"):
+    with pytest.raises(MlxchatError, match="at least two"):
         ChatDocuments([], seed=0)
 
 

@@ -247,10 +247,10 @@ def test_what_follows_the_last_answer_to_learn_is_cut() -> None:
 
 
 def test_a_conversation_with_nothing_left_to_learn_is_skipped() -> None:
-    with pytest.raises(UnusableError, match="every answer is marked as not to be learnt"):
+    with pytest.raises(UnusableError, match="every answer is marked as not to be trained on"):
         forms.read_row([HI, WRONG | {"weight": 0}])
     for row in ({"messages": [HI, HO], "train": False}, {"prompt": "Hi", "completion": "Ho"}):
-        with pytest.raises(UnusableError, match="marked as not to be learnt"):
+        with pytest.raises(UnusableError, match="marked as not to be trained on"):
             forms.read_row(row | {"weight": "0"})
     share = forms.read_row({"prompt": "Hi", "completion": "Ho", "weight": 0.3})
     assert share.unused == {"weight"}
@@ -371,7 +371,7 @@ def test_a_value_that_json_does_not_know_is_taken_or_skipped(
     conversations, report = reading.read_source(Source(tmp_path / "a.parquet"))
     assert conversations[0] == talk("Hi", "Ho")
     if written is None:
-        assert report.skipped == {"a tool's value that JSON does not know": 1}
+        assert report.skipped == {"a tool's value that JSON cannot represent": 1}
     else:
         assert conversations[1].messages[1].parts[0].text == (
             '{"name": "buy", "arguments": {"x": ' + written + "}}"
@@ -411,23 +411,23 @@ def test_columns_that_are_not_read_are_told(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     report = reading.read_source(Source(tmp_path / "a.parquet"))[1]
     assert report.unused == {"tools": 1, "weight": 1}
-    assert report.summary().endswith("1 of 1 row used; keys not used: tools (1), weight (1).")
+    assert report.summary().endswith("1 of 1 row used; keys ignored: tools (1), weight (1).")
 
 
 @pytest.mark.parametrize(
     "name, said",
     {
-        "weight0.jsonl": "changed: answers not learnt, as they are marked (1)",
-        "function_call.jsonl": "keys not used: name (1)",
-        "function_call_empty.jsonl": "keys not used: name (1)",
-        "reasoning.jsonl": "keys not used: reasoning_content (1)",
+        "weight0.jsonl": "changed: answers marked as not to be trained on (1)",
+        "function_call.jsonl": "keys ignored: name (1)",
+        "function_call_empty.jsonl": "keys ignored: name (1)",
+        "reasoning.jsonl": "keys ignored: reasoning_content (1)",
         "developer.jsonl": "used",
         "casing.jsonl": "used",
-        "consecutive_user.jsonl": "changed: turns of one role joined (1)",
-        "twosystem.jsonl": "changed: system texts joined (1)",
+        "consecutive_user.jsonl": "changed: consecutive turns of one role merged (1)",
+        "twosystem.jsonl": "changed: system messages merged (1)",
         "jsonstr.jsonl": "used",
         "strparts.jsonl": "used",
-        "tool_ts.parquet": "keys not used: id (1)",
+        "tool_ts.parquet": "keys ignored: id (1)",
     }.items(),
 )
 def test_a_file_is_used_to_the_last_row(name: str, said: str) -> None:

@@ -111,7 +111,7 @@ def test_turns_dropped_from_the_context_are_reported_once(tmp_path: Path) -> Non
     repl.converse(talk, "tiny", console_for(stream), lambda _: next(lines, "/exit"))
     said = stream.getvalue()
     assert talk.dropped == 4
-    assert said.count("has outgrown the model's context") == 1
+    assert said.count("no longer fits into the model's context") == 1
     assert f"takes 74 tokens; the model's context is {CONTEXT}" in said
     assert said.count(ANSWER) == 2
 

@@ -69,7 +69,7 @@ def test_a_device_that_fails_is_told_in_a_line_and_by_the_exit_code(
 
     code, out, err = Chatting(monkeypatch, capsys, Failing("Fine."))("-p", "Hi")
     assert (code, err) == (70, "Loading tiny.\n")
-    assert "no memory left" in json.loads(out)["error"]["problem"]
+    assert "out of memory" in json.loads(out)["error"]["problem"]
 
 
 class Leaving(io.StringIO):

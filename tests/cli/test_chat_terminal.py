@@ -75,7 +75,7 @@ def test_a_chat_in_a_terminal(opened: Terminal) -> None:
     opened.type("/undo\r")
     opened.shown_until("Took back: What does a cow say? Please.\r\n>")
     opened.type("half a mess\x03")
-    opened.shown_until("Ctrl-C again, or Ctrl-D, quits.\r\n>")
+    opened.shown_until("Press Ctrl-C again, or Ctrl-D, to quit.\r\n>")
     opened.type("\x04")
     assert opened.process.wait(20) == 0
     history = Home.from_environment().chat_history
@@ -102,7 +102,7 @@ def test_a_history_that_cannot_be_kept_is_told(
     console = LiteralConsole(force_terminal=True)
     _, keys = command._reader(Settled(), console, history=True)
     assert keys == EDITOR_KEYS
-    assert "What you type is not kept" in capsys.readouterr().err
+    assert "What you type will not be remembered" in capsys.readouterr().err
     command._reader(Settled(), console, history=False)
     assert capsys.readouterr().err == ""
     assert command._reader(Settled(), LiteralConsole(force_terminal=False), True)[1] == ()

@@ -59,7 +59,7 @@ def test_a_run_of_more_than_a_day_is_started_only_if_the_user_agrees(
     asked = answer(monkeypatch, said)
     code, out, err = program(*LONG)
     assert (code, asked, err) == (1, ["Start it? [y/N] "], "")
-    assert "Nothing was started." in out
+    assert "The run was not started." in out
     assert "d12: training should take about 416 days on this machine" in out
     assert "--budget 1h" in out
     assert not (prepared_home / "base_checkpoints" / "d12").exists()
@@ -121,5 +121,5 @@ def test_rank_0_asks_while_the_others_wait(
     assert (
         " by 2 ranks." in out
         and "d12: training should take about" in out
-        and "Nothing was started." in out
+        and "The run was not started." in out
     )

@@ -106,8 +106,8 @@ def test_a_file_may_say_auto_and_the_command_line_may_say_it_after_a_number(
         ('keep = "2"', [], 'run.toml, line 12: keep = "2": input should be', "keep"),
         ("supervise = true", [], "there is no setting 'supervise'", "command line: --supervise"),
         ('memory_limit = "12"', [], "run.toml, line 12: '12' is not an amount", "12GB"),
-        ("", ["--budget", "1h"], "--num-iterations 2 does not go with it", "one of them"),
-        ("[lora]\nrank = 2", [], "--lora trains an adapter on a model", "--init-from"),
+        ("", ["--budget", "1h"], "--num-iterations 2 cannot be given as well", "one of them"),
+        ("[lora]\nrank = 2", [], "--lora trains an adapter on an existing model", "--init-from"),
     ],
 )
 def test_a_fault_of_the_file_is_named(
@@ -140,7 +140,7 @@ def test_a_run_is_resumed_by_its_name(tiny: Program, home: Path) -> None:
     last.rename(home / "moved")  # as if it had been stopped after the first step
     code, out, _ = tiny("train", "--resume", "tiny", "--memory-limit", "2GB", "--dry-run")
     assert code == 0
-    assert "step 1 of 2 is saved" in out
+    assert "newest checkpoint is step 1 of 2" in out
     rows = [line.split() for line in out.splitlines()]
     assert ["memory_limit", "2GB", "command", "line"] in rows
     assert ["max_seq_len", "32", "as", "saved", "in", "tiny"] in rows
@@ -158,7 +158,7 @@ def test_a_run_is_resumed_by_its_name(tiny: Program, home: Path) -> None:
         (["--num-iterations", "9"], 1, "--num-iterations (2 -> 9)"),
         (["--config", "other.toml"], 1, "--seed (42 -> 7)"),
         (["--fresh"], 2, "--resume cannot be combined with --fresh"),
-        (["--model-tag", "other"], 1, "--resume tiny names the run"),
+        (["--model-tag", "other"], 1, "--resume tiny already names the run"),
     ],
 )
 def test_other_settings_are_refused_when_a_run_is_resumed(

@@ -112,18 +112,18 @@ def test_usage_errors_name_the_option(arguments: list[str], said: str, program: 
         ([*TINY, "--dry-run", "--memory-limit", "900TB"], "this machine has", "--memory-limit"),
         pytest.param(
             [*TINY, "--wired-limit", "1GB"],
-            "--wired-limit is for Macs",
+            "--wired-limit only works on Macs",
             "Leave it out",
             marks=pytest.mark.skipif(sys.platform == "darwin", reason="this is one"),
         ),
         (["info", "--depth", "5"], "width of 320", "--head-dim"),
-        (["train", "--dataset", "mine", "--streaming"], "Only a dataset of the hub", "--dataset"),
+        (["train", "--dataset", "mine", "--streaming"], "Only a dataset on the hub", "--dataset"),
         (["data", "fetch", "--dataset", "mine"], "no dataset 'mine'", "--from"),
         (["data", "fetch", "--dataset", "a\nb\x1b[2J"], r"no dataset 'a\nb\x1b[2J'", "--from"),
         (["data", "fetch", "--from", "nowhere", "--dataset", "mine"], "nowhere", ""),
         (["data", "fetch", "--from", "a b.txt", "--dataset", "climbmix"], "another data", "my-a-b"),
-        (["data", "fetch", "--from", "novel.txt", "--dataset", "../x"], "cannot be the name", "my"),
-        (["data", "fetch", "--from", "novel.txt", "--dataset", "x\n"], "cannot be the name", "my"),
+        (["data", "fetch", "--from", "novel.txt", "--dataset", "../x"], "cannot be called", "my"),
+        (["data", "fetch", "--from", "novel.txt", "--dataset", "x\n"], "cannot be called", "my"),
         (["chat", "--model-tag", "a\nb"], "no trained model", "mlxchat"),
         (["train", "--init-from", "a\nb"], "cannot be the name of a run", "--model-tag"),
         (["sft", "--source", "..", "--spelling", "9"], "cannot be the name", "--model-tag"),
@@ -278,7 +278,7 @@ def test_a_dry_run_reports_the_saved_run(at_trained: Program) -> None:
     same = [*TINY, "--num-iterations", "40", "--dry-run"]
     assert facts(at_trained, *same)["saved_step"] == 40
     _, shown, _ = at_trained(*same)
-    assert "step 40 of 40 is saved" in shown and "the run is finished" in shown
+    assert "newest checkpoint is step 40 of 40" in shown and "the run is finished" in shown
     assert facts(at_trained, *same, "--fresh")["saved_step"] is None
     code, _, errors = at_trained(*TINY, "--num-iterations", "41", "--dry-run")
     assert code == 1
@@ -293,7 +293,7 @@ def test_text_in_another_encoding_and_without_its_bad_lines(
     for options, said in (
         ((), "line 1 is not UTF-8"),
         (("--encoding", "latin-1"), "line 2 is not valid JSON"),
-        (("--encoding", "no-such"), "--encoding no-such is no encoding"),
+        (("--encoding", "no-such"), "--encoding no-such is not a known text encoding"),
     ):
         code, _, errors = program(*fetch, *options)
         assert code == 1 and said in errors
@@ -301,7 +301,7 @@ def test_text_in_another_encoding_and_without_its_bad_lines(
     summary = json.loads(made.splitlines()[-1])
     assert (summary["documents"], summary["skipped"]) == (2, {"is not valid JSON": 2})
     code, _, errors = program("data", "fetch", "--skip-bad")
-    assert code == 2 and "give --from" in errors
+    assert code == 2 and "only apply to your own text" in errors
 
 
 @pytest.mark.slow
@@ -349,7 +349,7 @@ def test_chat_answers_lines_of_json(trained: dict[str, str]) -> None:
 def test_chat_names_the_model_or_step_that_is_missing(at_trained: Program) -> None:
     for option, value, problem, remedy in (
         ("--model-tag", "other", "other", "tiny"),
-        ("--step", "7", "no saved step 7", "40"),
+        ("--step", "7", "no checkpoint of step 7", "40"),
     ):
         code, _, errors = at_trained("chat", option, value)
         assert code == 1

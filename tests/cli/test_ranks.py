@@ -24,8 +24,8 @@ TWO = '[{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}, {"ssh": "10.0.0.2", "ips": [
     [
         ("", "cannot be read"),
         ("[" * 9999, "cannot be read"),
-        ("7", "has no list of hosts"),
-        ('{"backend": "ring"}', "has no list of hosts"),
+        ("7", "does not contain a list of hosts"),
+        ('{"backend": "ring"}', "does not contain a list of hosts"),
         ("[]", "names no host"),
         ('{"hosts": [{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}]}', "names one host"),
     ],

@@ -58,7 +58,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train --dataset climbmix", "mlxchat data fetch --dataset climbmix --num-shards 2"),
         ("train", "mlxchat data fetch --num-shards 2"),
         ("data fetch --from chats.jsonl", "mlxchat sft --data chats.jsonl"),
-        ("data fetch --from novel.docx", "saved as text first"),
+        ("data fetch --from novel.docx", "to text first"),
         ("sft --source d4 --data novel.txt", "mlxchat data fetch --from novel.txt"),
     ],
 )
@@ -87,7 +87,7 @@ def test_datasets_on_disk_are_named(program: Program, files: Path, home: Path) -
         ("sft --source quickstart --data novel.txt", "novel.txt holds text"),
         ("sft --source quickstart --data chats.jsonl", "was started with other settings"),
         ("sft --source nobody --data builtin", "There is no trained model called nobody"),
-        ("train --model-tag quickstart --dataset nowhere --depth 3", "so no data"),
+        ("train --model-tag quickstart --dataset nowhere --depth 3", "There is no data"),
         ("train --model-tag quickstart --depth 3", "was started with other settings"),
     ],
 )

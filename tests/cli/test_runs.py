@@ -195,7 +195,7 @@ def test_info_describes_a_model_that_was_not_trained_here(program: Program, plac
     facts = json.loads(program("info", "--model-tag", "small", "--json")[1])
     assert (facts["saved_step"], facts["bits"], facts["model"]["n_layer"]) == (7, 4, 3)
     code, _, told = program("info", "--model-tag", "small", "--depth", "2")
-    assert code == 1 and "was not trained as this run" in told
+    assert code == 1 and "has no training state" in told
 
 
 # ==== data remove, data fetch --replace ====
@@ -217,8 +217,8 @@ def test_data_remove(program: Program, place: Home, own_text: Path, answers: lis
     place.own_tokenizer("mine").mkdir()
     answers += ["n"]
     code, said, _ = program("data", "remove", "mine")
-    assert code == 1 and "mine: 2 shards, " in said and "Its tokenizer is removed, too." in said
-    assert "cannot be resumed: on-mine." in said
+    assert code == 1 and "mine: 2 shards, " in said and "Its tokenizer is removed too." in said
+    assert "cannot be resumed without it: on-mine." in said
     code, said, _ = program("data", "remove", "mine", "--yes", "--json")
     assert code == 0 and json.loads(said)["unfinished_runs"] == ["on-mine"]
     assert not place.data("mine").exists() and not place.own_tokenizer("mine").exists()

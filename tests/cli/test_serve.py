@@ -41,7 +41,7 @@ def test_it_serves_until_it_is_asked_to_end(
             [url] = re.findall(r"base_url (http://127\.0\.0\.1:\d+/v1)\n", announced)
             page = url.removesuffix("v1")
             assert process.stdout.readline() == f"A page to talk to it: {page}\n"
-            assert process.stdout.readline() == "Ctrl-C ends the server.\n"
+            assert process.stdout.readline() == "Press Ctrl-C to stop the server.\n"
             assert httpx.get(page, timeout=60).text.startswith("<!doctype html>")
             alone = answer(url)
             texts: list[str] = []
@@ -57,7 +57,9 @@ def test_it_serves_until_it_is_asked_to_end(
     asking.join()
     assert texts == [alone]  # the second answer, whose seed is 1
     assert process.returncode == code
-    assert re.search(r"^Finishing 2 answers, for at most 30 seconds\. Ctrl-C again", errors, re.M)
+    assert re.search(
+        r"^Finishing 2 answers, for at most 30 seconds\. Press Ctrl-C again", errors, re.M
+    )
     assert errors.count("POST /v1/chat/completions 200") == 2
     assert "moo?" not in errors
 

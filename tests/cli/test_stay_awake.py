@@ -66,7 +66,7 @@ def test_a_mac_is_kept_awake_while_it_trains(
     assert training.awake and all(training.awake)
     assert len(training.caffeinate.starts) == 1 and not training.caffeinate.runs()
     (note,) = (json.loads(line) for line in out.splitlines())
-    assert "kept awake while it trains" in note["text"] and "--no-stay-awake" in note["text"]
+    assert "stays awake while it trains" in note["text"] and "--no-stay-awake" in note["text"]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -36,8 +36,8 @@ def test_every_number_of_a_recipe_is_a_setting() -> None:
     ("settings", "problem"),
     [
         ({"recipe": "budget"}, "none is given"),
-        ({"recipe": "classic", "arch": "modern"}, "does not go with `arch=modern`"),
-        ({"recipe": "modern", "arch": "classic"}, "does not go with `arch=classic`"),
+        ({"recipe": "classic", "arch": "modern"}, "cannot be combined with `arch=modern`"),
+        ({"recipe": "modern", "arch": "classic"}, "cannot be combined with `arch=classic`"),
         ({"budget": "1h", "arch": "classic", "scalar_lr": 0.5}, "no scalars"),
     ],
 )
@@ -150,9 +150,9 @@ def test_a_given_setting_overrides_the_preset() -> None:
 
 
 def test_an_error_names_the_preset_that_conflicts_with_a_budget() -> None:
-    with pytest.raises(MlxchatError, match=r"`num_iterations=2` \(of `preset=test`\)"):
+    with pytest.raises(MlxchatError, match=r"`num_iterations=2` \(from `preset=test`\)"):
         PretrainConfig(preset="test", budget="2h")
-    with pytest.raises(MlxchatError, match=r"`budget=5m` \(of `preset=quick`\)"):
+    with pytest.raises(MlxchatError, match=r"`budget=5m` \(from `preset=quick`\)"):
         PretrainConfig(preset="quick", num_iterations=50)
 
 

@@ -42,32 +42,32 @@ def test_auto_stands_for_a_depth_that_the_budget_chooses(tmp_path: Path) -> None
 FAULTS = [  # text, problem, remedy
     ("\nmax_seq_length = 5", "line 2: there is no setting 'max_seq_length'", "mean max_seq_len?"),
     ("max-seq-len = 5", "line 1: there is no setting 'max-seq-len'", "mean max_seq_len?"),
-    ("ranks = 2", "line 1: there is no setting 'ranks'", "of the command line: `ranks`"),
+    ("ranks = 2", "line 1: there is no setting 'ranks'", "on the command line: `ranks`"),
     ("rank = 2", "line 1: there is no setting 'rank'", "below a line [lora]"),
-    ("[model]\ndepth = 2", "line 1: there is no setting 'model'", "Leave out the line [model]"),
+    ("[model]\ndepth = 2", "line 1: there is no setting 'model'", "Remove the line [model]"),
     ("[loar]\nrank = 2", "line 1: there is no setting 'loar'", "Did you mean lora?"),
-    ("zzz = 2", "line 1: there is no setting 'zzz'", "without its dashes"),
+    ("zzz = 2", "line 1: there is no setting 'zzz'", "without the leading dashes"),
     ("[lora]\n\nrnk = 2", "line 3: [lora] has no setting 'rnk'", "Did you mean rank?"),
     ("[lora]\nzzz = 2", "line 2: [lora] has no setting 'zzz'", "It has: "),
     ('depth = "12"', 'line 1: depth = "12": input should be a valid integer', "layers"),
     ("depth = 1.0", "line 1: depth = 1.0: input should be a valid integer", "layers"),
     ("budget = 90", "line 1: budget = 90: input should be a valid string", "1h30m"),
-    ("streaming = 1", "line 1: streaming = 1: input should be a valid boolean", "shards"),
-    ("keep = 1979-05-27", "line 1: keep = 1979-05-27: a date", "checkpoints"),
+    ("streaming = 1", "line 1: streaming = 1: input should be a valid boolean", "shard"),
+    ("keep = 1979-05-27", "line 1: keep = 1979-05-27: it cannot be a date", "checkpoints"),
     ("keep = [[1979-05-27]]", "line 1: keep = ", "checkpoints"),
     ("depth = 0", "line 1: depth = 0: input should be greater than or equal to 1", "layers"),
     ("matrix_lr = nan", "line 1: matrix_lr = NaN: ", "Muon"),
     ('model_tag = "a/b"', 'line 1: model_tag = "a/b": only letters', "Name of the run"),
     ('\narch = "new"', 'line 2: arch = "new": ', "nanochat"),
-    ("[lora]\nrank = 0", "line 2: lora.rank = 0: input should be greater", "Columns"),
+    ("[lora]\nrank = 0", "line 2: lora.rank = 0: input should be greater", "Rank"),
     ("lora = 3", "line 1: lora = 3: input should be", "adapter"),
     ("depth.a.b = 1", 'line 1: depth = {"a": {"b": 1}}: input should be', "layers"),
     ("depth 12", "is not TOML: expected '=' after", "depth = 4"),
-    ("depth = 1\ndepth = 2", "is not TOML: a key is there twice (at line 2, its", "depth = 4"),
-    ("depth = 1\ndepth = 2\n\n", "a key is there twice (at line 2, column 10)", "depth = 4"),
+    ("depth = 1\ndepth = 2", "is not TOML: a key appears twice (at line 2, its", "depth = 4"),
+    ("depth = 1\ndepth = 2\n\n", "a key appears twice (at line 2, column 10)", "depth = 4"),
     ("\ndepth =", "is not TOML: invalid value (at line 2", "depth = 4"),
     (f"depth = {'[' * 5000}", "is not TOML: ", "depth = 4"),
-    (f"depth{'.a' * 5000} = 1", "is not TOML: too much is nested", "depth = 4"),
+    (f"depth{'.a' * 5000} = 1", "is not TOML: it is nested too deeply", "depth = 4"),
     (f"depth = {'9' * 5000}", "is not TOML: ", "depth = 4"),
     (f"depth = {'9' * 4000}", "line 1: depth = 9999", "layers"),
     (b"depth = 1 # \xff", "cannot be read: it is not UTF-8", "Check"),
@@ -96,7 +96,7 @@ def test_lists_are_settings_of_several_values(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="There is no file of settings"):
+    with pytest.raises(NotFound, match="There is no settings file"):
         SettingsFile.read(tmp_path / "none.toml", PretrainConfig)
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         SettingsFile.read(tmp_path, PretrainConfig)

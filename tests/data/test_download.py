@@ -314,7 +314,7 @@ def test_a_redirect_to_an_impossible_host_is_an_error(
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(404, "does not exist"), (401, "not open"), (418, "418")]
+    ("status", "said"), [(404, "does not exist"), (401, "no access"), (418, "418")]
 )
 def test_final_answers_are_not_retried(
     hub: Hub, server: HubServer, destination: Path, status: int, said: str

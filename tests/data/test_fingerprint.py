@@ -88,7 +88,7 @@ def test_a_shard_is_read_again_only_if_it_was_touched(
     source.acquire(FIRST)
     assert read == [FIRST] * 2
     (data / FIRST).write_bytes(spoilt(data / FIRST))
-    with pytest.raises(MlxchatError, match=f"{data / FIRST} is not the file of that name"):
+    with pytest.raises(MlxchatError, match=f"{data / FIRST} has changed since the run started"):
         source.acquire(FIRST)
 
 

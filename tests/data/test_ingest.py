@@ -185,8 +185,8 @@ def test_a_folder_is_read_with_its_subfolders(
     assert summary.files == 3
     notes = [event.text for event in events if isinstance(event, Noted)]
     assert notes == [
-        f"Passed over in {source}: 2 hidden (._b.txt, .hidden); 1 of another kind (image.png).",
-        f"{source / 'empty.txt'} does not hold any text and is skipped.",
+        f"Files ignored in {source}: 2 hidden (._b.txt, .hidden); 1 of another type (image.png).",
+        f"{source / 'empty.txt'} contains no text and is skipped.",
     ]
 
 
@@ -249,7 +249,7 @@ def test_null_text_is_skipped_and_counted(tmp_path: Path, run: Run, events: list
     reason = 'has a "text" that is null'
     assert run(path).skipped == {reason: 3}
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert notes == [f"Skipped: 3, of which {path}, line 3 is the first: it {reason}."]
+    assert notes == [f"Skipped: 3. The first is {path}, line 3, which {reason}."]
     table = pa.table({"text": ["one", None, "two"]})
     pq.write_table(table, tmp_path / "own.parquet")
     assert run(tmp_path / "own.parquet", tmp_path / "other").skipped == {reason: 1}
@@ -281,7 +281,7 @@ def test_bad_lines_are_named_and_can_be_skipped(tmp_path: Path, run: Run, case: 
     "name, content, said",
     [
         ("b.jsonl", b"{\n", r"b\.jsonl, line 1 is not valid JSON"),
-        ("b.csv", b"name,size\nx,1\n", r"b\.csv has no column of text"),
+        ("b.csv", b"name,size\nx,1\n", r"b\.csv has no column with text"),
         ("b.txt.gz", b"no gzip", r"b\.txt\.gz is damaged: Not a gzipped file"),
         ("b.md", b"na\xefve", r"b\.md, line 1 is not UTF-8"),
     ],
@@ -307,7 +307,7 @@ def test_the_encoding_that_a_mark_says_is_named(tmp_path: Path, run: Run) -> Non
 def test_a_file_of_which_all_was_skipped_is_not_called_empty(tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
     path.write_bytes(b"na\xefve\n\nd\xe9j\xe0 vu\n")
-    with pytest.raises(MlxchatError, match=r"own\.txt, line 1 is the first: it is not UTF-8\."):
+    with pytest.raises(MlxchatError, match=r"own\.txt, line 1, which is not UTF-8\."):
         ingest(path, tmp_path / "home" / "own", lambda _: None, skip_bad=True)
 
 
@@ -317,10 +317,10 @@ def test_what_is_passed_over_is_said(tmp_path: Path, run: Run) -> None:
     others = [source / name for name in ("b.pdf", "c.parquet.zip", "package.json")]
     for path in others:
         path.touch()
-    with pytest.raises(MlxchatError, match=r"passed over: 3 of another kind \(b\.pdf, "):
+    with pytest.raises(MlxchatError, match=r"files ignored: 3 of another type \(b\.pdf, "):
         run(source)
     write_lines(source / "a.jsonl", ["one", "two"])
-    assert run(source).passed_over == {str(path): "of another kind" for path in others}
+    assert run(source).passed_over == {str(path): "of another type" for path in others}
 
 
 def test_a_small_file_that_stands_for_much_is_refused(tmp_path: Path, run: Run) -> None:
@@ -346,7 +346,7 @@ def bad_files() -> dict[str, tuple[str, bytes, str]]:
         "empty": ("own.txt", b"", r"own\.txt is empty"),
         "blank": ("own.txt", b" \n\n \n", r"own\.txt is empty"),
         "empty json": ("own.jsonl", b"\n", r"own\.jsonl is empty"),
-        "one document": ("own.txt", b"Just this.", r"own\.txt makes only one document;"),
+        "one document": ("own.txt", b"Just this.", r"own\.txt yields only one document,"),
         "latin-1": ("own.txt", b"fine\n\nna\xefve\n", r"own\.txt, line 3 is not UTF-8"),
         "cut letter": ("own.txt", b"fine\nna\xc3", r"own\.txt, line 2 is not UTF-8"),
         "latin-1 json": ("own.jsonl", good + b'{"text": "\xef"}', r"line 2 is not UTF-8"),
@@ -399,13 +399,13 @@ def test_a_missing_or_empty_source_is_refused(tmp_path: Path, run: Run) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(MlxchatError, match="is neither a file nor a folder") as caught:
         run(tmp_path / "pipe")
-    assert "to a file" in caught.value.remedy
+    assert "to a regular file" in caught.value.remedy
 
 
 def test_an_existing_dataset_is_left_alone(tmp_path: Path, run: Run) -> None:
     summary = run(write_lines(tmp_path / "own.jsonl", ["one", "two"]))
     before = [path.read_bytes() for path in summary.shards]
-    with pytest.raises(MlxchatError, match="holds shards already") as caught:
+    with pytest.raises(MlxchatError, match="already contains shards") as caught:
         run(write_lines(tmp_path / "own.jsonl", ["three", "four"]))
     assert "another dataset" in caught.value.remedy
     assert [path.read_bytes() for path in summary.shards] == before

@@ -185,7 +185,7 @@ def test_an_error_in_the_thread_is_raised_by_next(tmp_path: Path, tokenizer: Tok
 
 def test_shards_without_documents_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     documents = ShardDocuments(LocalShards(write(tmp_path / "data", [None, None], [], ["v"])))
-    with pytest.raises(MlxchatError, match="hold no documents"):
+    with pytest.raises(MlxchatError, match="contain no documents"):
         next(loader(documents, tokenizer))
 
 

@@ -84,7 +84,7 @@ def test_wide_characters_without_a_mark_are_not_taken_for_utf_8(
 ) -> None:
     path = tmp_path / "own.jsonl"
     path.write_bytes('{"text": "plain"}\n'.encode(encoding))
-    with pytest.raises(DataError, match=r"own.jsonl has a zero byte") as caught:
+    with pytest.raises(DataError, match=r"own.jsonl begins with a zero byte") as caught:
         read(path)
     assert "`encoding`" in caught.value.remedy
     assert read(path, encoding) == [{"text": "plain"}]
@@ -171,7 +171,7 @@ def test_a_line_too_long_is_named_and_can_be_skipped(
     head, body = (b"text\n", b"%s\n") if name == "own.csv" else (b"\n", b'{"text": "%s"}\n')
     path = tmp_path / name
     path.write_bytes(head + body % b"one" + body % (b"a" * 5000) + body % b"two")
-    with pytest.raises(DataError, match=r"line 3 is longer than the 1,000 characters"):
+    with pytest.raises(DataError, match=r"line 3 is longer than the maximum of 1,000 characters"):
         read(path)
     found, skipped = skipping(path)
     assert texts(found) == ["one", "two"] and len(skipped) == 1
@@ -182,7 +182,9 @@ def test_a_long_line_takes_no_more_memory_than_it_may(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(100_000_000)  # a line of zeros, which takes no room on the disk
     tracemalloc.start()
-    with pytest.raises(DataError, match="line 1 is longer than the 32,000,000 characters"):
+    with pytest.raises(
+        DataError, match="line 1 is longer than the maximum of 32,000,000 characters"
+    ):
         list(lines(Reading(path)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -209,7 +211,7 @@ def test_a_list_is_the_same_in_pieces_of_any_size(
 )
 def test_what_is_no_list_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "own.json").write_text(text)
-    with pytest.raises(DataError, match=r"own\.json.* (is not valid JSON|does not hold a list)"):
+    with pytest.raises(DataError, match=r"own\.json.* (is not valid JSON|does not contain a list)"):
         read(tmp_path / "own.json")
 
 
@@ -217,7 +219,7 @@ def test_an_element_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "LARGEST_VALUE", 1000)
     monkeypatch.setattr(module, "JSON_PIECE", 100)
     (tmp_path / "own.json").write_text(json.dumps([{"text": "one"}, {"text": "a" * 5000}]))
-    with pytest.raises(DataError, match=r"row 2 is longer than the 1,000 characters"):
+    with pytest.raises(DataError, match=r"row 2 is longer than the maximum of 1,000 characters"):
         read(tmp_path / "own.json")
 
 
@@ -228,7 +230,7 @@ def test_fields_of_a_table_may_be_longer_than_python_thinks(tmp_path: Path) -> N
 
 def test_a_table_without_a_column_that_is_wanted_is_named(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("content,id\nx,1\n")
-    with pytest.raises(DataError, match=r"no column of text \(its columns: content, id\)"):
+    with pytest.raises(DataError, match=r"no column with text \(its columns: content, id\)"):
         read(tmp_path / "own.csv")
 
 
@@ -252,8 +254,8 @@ def test_what_is_passed_over_in_a_folder_is_said(tmp_path: Path) -> None:
     found = found_in(tmp_path, ROWS)
     assert found.files == (tmp_path / "a" / "c.csv.gz", tmp_path / "b.jsonl")
     assert str(found) == (
-        "2 hidden (.git, .d.csv); 3 of another kind (f.pdf, g.png, h); 1 not a file, or a link to "
-        "nothing (gone.csv); 1 a link to a folder (link)"
+        "2 hidden (.git, .d.csv); 3 of another type (f.pdf, g.png, h); 1 not a regular file, "
+        "or a broken link (gone.csv); 1 a link to a folder (link)"
     )
 
 

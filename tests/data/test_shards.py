@@ -170,7 +170,7 @@ def test_two_processes_share_the_work(server: HubServer, folder: Path) -> None:
 def test_an_impossible_number_of_shards_is_refused(
     hub: Hub, folder: Path, events: list[Event], count: int
 ) -> None:
-    with pytest.raises(MlxchatError, match=f"`num_shards={count}` cannot") as caught:
+    with pytest.raises(MlxchatError, match=f"`num_shards={count}` is not possible") as caught:
         fetch(folder, TINY, count, hub, events.append)
     assert "from 1 to 9" in caught.value.remedy
 
@@ -235,7 +235,9 @@ def test_garbage_from_a_server_is_not_announced_as_done(
     garbage = tmp_path / "garbage"
     garbage.write_text("<html>Log in!</html>")
     server.files = dict.fromkeys(server.files, garbage)
-    with pytest.raises(MlxchatError, match=r"sent no parquet shard.*is not a parquet") as caught:
+    with pytest.raises(
+        MlxchatError, match=r"did not send a parquet shard.*is not a parquet"
+    ) as caught:
         fetch(folder, TINY, 2, hub, events.append)
     assert "endpoint" in caught.value.remedy and "Delete" not in caught.value.remedy
     progress = [event for event in events if isinstance(event, Progressed)]
@@ -268,7 +270,7 @@ def test_check_shard_says_what_is_wrong(tmp_path: Path) -> None:
         "cut": "truncated or damaged",
         "text": "is not a parquet file",
         "empty": "is not a parquet file",
-        "numbers": "holds int64, not strings",
+        "numbers": "has int64, not strings",
     }.items():
         with pytest.raises(MlxchatError, match=f"{name}.parquet.*{said}"):
             check_shard(tmp_path / f"{name}.parquet")
@@ -282,7 +284,7 @@ def test_check_shard_accepts_every_string_type(tmp_path: Path, kind: pa.DataType
 
 def test_a_folder_needs_at_least_two_shards(tmp_path: Path) -> None:
     for prepare, said in (
-        (lambda: None, "no folder"),
+        (lambda: None, "There is no data"),
         ((tmp_path / "data").mkdir, "no shards"),
         (lambda: write_shard(tmp_path / "data" / shard_name(0)), "only one shard"),
     ):

@@ -107,7 +107,7 @@ def test_failures_say_what_the_process_said() -> None:
         == "Its process failed: ValueError: no"
     )
     killed = failure(-signal.SIGKILL, "")
-    assert killed.problem == "Its process was ended by SIGKILL: it printed no error"
+    assert killed.problem == "Its process was killed by SIGKILL: it printed no error"
 
 
 def test_a_process_that_hangs_is_ended(
@@ -115,7 +115,7 @@ def test_a_process_that_hangs_is_ended(
 ) -> None:
     python_is("exec sleep 60", tmp_path, monkeypatch)
     probe = probes.Probe("measured_device", "describe_device", probes.Device, 0.05)
-    with pytest.raises(BackendError, match="did not end within") as caught:
+    with pytest.raises(BackendError, match="did not finish within") as caught:
         host.measure(probe)
     assert "run the check again" in caught.value.remedy
 
@@ -127,7 +127,7 @@ def test_kernels_that_are_being_compiled_are_no_hang(
     kept.mkdir(parents=True)
     python_is(f"touch {kept}/kernel.ptx; exec sleep 60", tmp_path, monkeypatch)
     probe = probes.Probe("measured_device", "describe_device", probes.Device, 0.5)
-    with pytest.raises(OutOfTime, match=r"kernels were compiled \(1\)"):
+    with pytest.raises(OutOfTime, match=r"kernels were being compiled \(1\)"):
         host.measure(probe)
 
 

@@ -73,7 +73,7 @@ def test_renaming_that_leaves_the_old_name(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "rename", lambda old, new: shutil.copytree(old, new))
     outcome, said = really("rename", tmp_path)
-    assert outcome == "failed" and "still there" in said
+    assert outcome == "failed" and "still exists" in said
 
 
 def test_renaming_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,5 +92,5 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     outcome, said = really("home", tmp_path / "file")
     assert outcome == "failed" and "EEXIST" in said
     assert [really(name, tmp_path / "file") for name in TRIED] == [
-        ("not here", "the home cannot be written ")
+        ("not here", "the home is not writable ")
     ] * 4

@@ -18,10 +18,14 @@ from mlxchat.ui.output import LiteralConsole
 WATCHDOG = "[METAL] Command buffer execution failed: Impacting Interactivity (0000000e)"
 NO_ROOM = "[metal::malloc] Unable to allocate 9 bytes."
 KINDS = [
-    (RuntimeError(WATCHDOG), DeviceError, "because the display had to wait"),
-    (RuntimeError(NO_ROOM), DeviceError, "no memory left"),
-    (MemoryError(), MemoryLimitError, "memory of this machine is used up"),
-    (MemoryError("Unable to allocate 9 GiB"), MemoryLimitError, "used up: Unable to allocate"),
+    (RuntimeError(WATCHDOG), DeviceError, "because it delayed the display"),
+    (RuntimeError(NO_ROOM), DeviceError, "out of memory"),
+    (MemoryError(), MemoryLimitError, "machine is out of memory"),
+    (
+        MemoryError("Unable to allocate 9 GiB"),
+        MemoryLimitError,
+        "out of memory: Unable to allocate",
+    ),
 ]
 
 
@@ -104,7 +108,7 @@ def test_the_terminal_shows_it_and_goes_on() -> None:
     repl.converse(talk, "tiny", console, lambda _: next(lines, "/exit"))
     shown = console.file.getvalue()
     assert "\none\nmacOS stopped the GPU's work" in shown
-    assert "ask again." in shown
+    assert "Ask again." in shown
     assert shown.endswith("\none two\n")
 
 
@@ -112,6 +116,6 @@ def test_a_program_gets_a_line_and_goes_on() -> None:
     talk = chat(Failing(MemoryError(), at=5))
     sent = [json.dumps({"content": text}).encode() for text in ("Count", "Again")]
     told, answer = answer_lines(talk, sent)
-    assert told["error"]["problem"] == "The memory of this machine is used up."
+    assert told["error"]["problem"] == "This machine is out of memory."
     assert told["error"]["remedy"]
     assert answer["content"] == "one two"

@@ -86,10 +86,10 @@ def test_a_limit_leaves_room_for_the_shots() -> None:
     row = json.dumps({"query": "?", "choices": ["a"], "gold": 0})
     content = "\n".join([row] * 20).encode()
     assert len(core_items("piqa", content, 11)) == 11
-    with pytest.raises(ConfigError, match="comes after 10 others") as caught:
+    with pytest.raises(ConfigError, match="contains 10 other examples") as caught:
         core_items("piqa", content, 10)
     assert "`max_per_task=11`" in caught.value.remedy
-    with pytest.raises(ConfigError, match="there are 1") as missing:
+    with pytest.raises(ConfigError, match="number of examples is 1") as missing:
         core_items("piqa", row.encode(), 500)
     assert "max_per_task" not in missing.value.remedy  # no limit would help
 
@@ -101,7 +101,7 @@ def test_a_limit_leaves_room_for_the_shots() -> None:
 )
 def test_a_line_that_is_no_example_is_named(line: bytes) -> None:
     good = b'{"query": "?", "choices": ["a"], "gold": 0}\n'
-    with pytest.raises(DataError, match=r"Line 2 of copa\.jsonl is no example of copa"):
+    with pytest.raises(DataError, match=r"Line 2 of copa\.jsonl is not an example of copa"):
         core_items("copa", good + line + b"\n" + good, None)
 
 
@@ -120,7 +120,7 @@ def test_a_folder_is_a_bundle_at_either_level(tmp_path: Path) -> None:
 
 
 def test_what_a_bundle_lacks_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="There is no bundle of CORE's tasks at"):
+    with pytest.raises(NotFound, match="There is no bundle of CORE tasks at"):
         Bundle(tmp_path / "none.zip")
     with pytest.raises(NotFound, match="has no folder eval_data"):
         Bundle(tmp_path)
@@ -132,7 +132,7 @@ def test_another_zip_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "eval_bundle.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("eval_bundle/eval_data/x", "")
-    with pytest.raises(DataError, match="is not the bundle of CORE: its sha256 is") as caught:
+    with pytest.raises(DataError, match="is not the CORE bundle: its sha256 is") as caught:
         Bundle(path)
     assert "`" not in caught.value.remedy  # the setting has another name in a run
 
@@ -278,7 +278,7 @@ def test_an_interrupted_evaluation_resumes(
     assert result == expected
     assert len(judged) == 3 * EXAMPLES + 1  # the tenth twice
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert notes == [f"9 of {3 * EXAMPLES} examples had been judged before."]
+    assert notes == [f"9 of {3 * EXAMPLES} examples had already been evaluated."]
     assert evaluated(home, bundle)[0] == expected
     assert len(judged) == 3 * EXAMPLES + 1
     assert evaluated(home, bundle, fresh=True)[0] == expected
@@ -324,7 +324,7 @@ def test_two_processes_do_not_evaluate_the_same(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
     with (
         KeptVerdicts.open(path),
-        pytest.raises(LockedError, match="evaluates the same model"),
+        pytest.raises(LockedError, match="is evaluating the same model"),
         KeptVerdicts.open(path),
     ):
         pass

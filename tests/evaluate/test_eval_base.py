@@ -92,7 +92,7 @@ def test_texts_that_cannot_be_measured_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="There is no file"):
         require_texts([tmp_path / "none.txt"])
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match="not of a kind that holds text"):
+    with pytest.raises(DataError, match="does not have the name of a text file"):
         require_texts([tmp_path / "a.png"])
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match=r"empty\.txt has no text to predict"):
@@ -171,7 +171,7 @@ def test_without_a_choice_what_there_is_is_measured(
     found = json.loads(said.out)
     assert len(found["samples"]) == 7 and found["core"] is None and found["complete"]
     assert "The validation text is not measured." in said.err
-    assert "CORE is not measured: --core fetches" in said.err
+    assert "CORE is not measured. To measure it, add --core" in said.err
 
 
 def test_a_bundle_that_is_named_is_measured_or_refused(
@@ -188,12 +188,12 @@ def test_a_bundle_that_is_named_is_measured_or_refused(
         run(model, bundle=bundle)
     assert named == [bundle]
     for setting in ({"bundle": bundle}, {"max_per_task": 12}):
-        with pytest.raises(ConfigError, match="is for CORE, which is not among"):
+        with pytest.raises(ConfigError, match="applies to CORE, which is not being measured"):
             run(model, samples=True, **setting)
 
 
 def test_validation_text_that_is_asked_for_has_to_be_there(model: Path) -> None:
-    with pytest.raises(MlxchatError, match="does not say what text the model was trained on"):
+    with pytest.raises(MlxchatError, match="does not record what text the model was trained on"):
         run(model, validation=True)
 
 

@@ -202,7 +202,7 @@ def test_an_unknown_held_out_share_is_noted(tmp_path: Path) -> None:
 def test_code_is_not_run_unasked(tasks: str, tmp_path: Path) -> None:
     with pytest.raises(MlxchatError) as caught:
         select_tasks(ChatEvalConfig(tasks=tasks), tmp_path)
-    assert "runs the programs" in caught.value.problem
+    assert "runs programs" in caught.value.problem
     assert "`allow_code_execution`" in caught.value.remedy
 
 
@@ -285,7 +285,7 @@ def test_the_results_are_shown_in_words(
     run(json=False, checkpoint=saved, data=["builtin"], max_problems=20)
     said = capsys.readouterr()
     assert "held-out conversations: loss" in said.out and "word for word" in said.out
-    assert "did not fit into 64 tokens and lost their end" in said.out
+    assert "did not fit into 64 tokens and were truncated" in said.out
 
 
 @pytest.mark.slow
@@ -354,7 +354,7 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
     ("arguments", "problem", "remedy"),
     [
         (["--tasks", "hellaswag"], "There is no task 'hellaswag'", "arc-easy"),
-        (["--tasks", "humaneval"], "runs the programs", "--allow-code-execution"),
+        (["--tasks", "humaneval"], "runs programs", "--allow-code-execution"),
         (["--tasks", "mmlu"], "cais--mmlu/all/test", "--task-data"),
         (["--task-data", "nowhere"], "has no task files", "--tasks spelling"),
         (["--tasks", "spelling"], "There is no trained model", "mlxchat quickstart"),

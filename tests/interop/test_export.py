@@ -131,7 +131,7 @@ def test_config_and_names_equal_those_of_transformers(tmp_path: Path) -> None:
 
 def test_transformers_knows_the_classic_network_only(tmp_path: Path) -> None:
     source = run(Home.from_environment(), "modern", tmp_path / "a")
-    with pytest.raises(MlxchatError, match="classic network only") as caught:
+    with pytest.raises(MlxchatError, match="only supports nanochat's classic network") as caught:
         exporters.require_possible("transformers", source, tmp_path / "out")
     assert "mlx-lm" in caught.value.remedy
 
@@ -232,7 +232,7 @@ def test_a_failed_export_leaves_no_files(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_folder_that_mlx_cannot_write_is_refused(tmp_path: Path) -> None:
     model, out = saved(tmp_path / "a", "classic"), tmp_path / os.fsdecode(b"caf\xe9")
-    with pytest.raises(MlxchatError, match="is not in UTF-8"):
+    with pytest.raises(MlxchatError, match="is not valid UTF-8"):
         exporters.write("mlx-lm", out, model, HISTORY, mx.float32)
 
 
@@ -250,10 +250,10 @@ def test_the_command_exports_a_run_and_prints_the_next_steps(
     card = (out / "README.md").read_text()
     assert "smear and backout" in card and "| step | 7 |" in card
     assert (
-        "1.2500 bits per byte" in card and "It was imported: step 7 of a run of nanochat." in card
+        "1.2500 bits per byte" in card and "It was imported from nanochat: step 7 of a run." in card
     )
     assert "The training data of the model that was imported from nanochat is unknown." in card
-    assert "it for the special token; mlxchat takes it for plain text" in card
+    assert "treats it as the special token; mlxchat treats it as plain text" in card
     assert "chat_template" in json.loads((out / "tokenizer_config.json").read_text())
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [260, 256]
 
@@ -292,7 +292,7 @@ def test_exporting_a_quantized_model_equals_quantizing_while_exporting(tmp_path:
     tensors = mx.load(str(out / "model.safetensors"))
     assert tensors["transformer.h.0.attn.c_q.scales"].dtype == mx.bfloat16
     card = (out / "README.md").read_text()
-    assert "It was imported: step 7 of a run of nanochat." in card
+    assert "It was imported from nanochat: step 7 of a run." in card
     assert "bits per byte" not in card
 
 
@@ -365,7 +365,7 @@ def test_the_card_names_every_earlier_model(tmp_path: Path) -> None:
     assert "step 2 of the fine-tuning run `chatty`, which started from `more`" in card
     assert (
         "It was trained on the built-in corpus of mlxchat; conversations of the built-in corpus of "
-        "mlxchat; made-up conversations that spell. The training data of the model that was "
+        "mlxchat; generated conversations about spelling. The training data of the model that was "
         "imported from transformers is unknown." in card
     )
     assert str(tmp_path) not in card
@@ -396,7 +396,7 @@ def test_a_damaged_history_file_is_named(tmp_path: Path) -> None:
         ),
         (
             {"data": None, "identity": "name=Ada", "spelling": 100},
-            ["made-up conversations about who it is", "made-up conversations that spell"],
+            ["generated conversations about who it is", "generated conversations about spelling"],
         ),
     ],
 )

@@ -328,7 +328,7 @@ def test_long_numbers_are_warned_of_where_they_are_split_otherwise(
     tokenizer = Tokenizer(BYTES.ranks, pattern, BYTES.special_tokens)
     written(tmp_path / "out", small(tokenizer))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert ("three and more digits" in card) == warned
+    assert ("three or more digits" in card) == warned
 
 
 # ==== What is beside the file ====
@@ -370,10 +370,11 @@ def test_the_card_has_commands_and_warnings(tmp_path: Path) -> None:
         "ollama create my-model -f DIR/Modelfile && ollama run my-model",
         "lms import --copy DIR/my-model-Q5_0.gguf",
         "The soft cap of the logits is left out.",
-        "mlxchat's 0.6 is 0.75, to its 1 1.20 (measured at 512 positions of a text)",
-        "Numbers of three and more digits",
-        "Only classic models can be written so",
-        "The matrices are Q5_0, but the head is Q8_0.",
+        "0.6 without the cap is 0.75, and 1.20 to mlxchat's 1 (measured at 512 positions of a "
+        "text)",
+        "Numbers of three or more digits",
+        "Only classic models can be exported",
+        "The matrices are Q5_0, except for the head, which is Q8_0.",
     ):
         assert text in card
     assert "bits per byte" not in card and "CORE" not in card  # they were measured with the cap
@@ -415,7 +416,7 @@ def require_readable(
 
 def test_modern_models_are_refused_with_the_reason(tmp_path: Path) -> None:
     source = saved_in(tmp_path / "model", network(arch="modern"))
-    with pytest.raises(CheckpointError, match="classic network only") as caught:
+    with pytest.raises(CheckpointError, match="only supports nanochat's classic network") as caught:
         exporters.require_possible("gguf", source, tmp_path / "out")
     assert "value embeddings" in caught.value.problem and "to=mlx-lm" in caught.value.remedy
 
@@ -423,7 +424,7 @@ def test_modern_models_are_refused_with_the_reason(tmp_path: Path) -> None:
 def test_rows_that_cannot_be_packed_are_refused(tmp_path: Path) -> None:
     config = GPTConfig(vocab_size=265, n_layer=1, n_head=2, n_kv_head=2, n_embd=48)
     require_readable("gguf", config, tmp_path / "out", "f16")
-    with pytest.raises(CheckpointError, match="this model is 48 wide"):
+    with pytest.raises(CheckpointError, match="width, 48"):
         require_readable("gguf", config, tmp_path / "out", "q8_0")
 
 
@@ -432,7 +433,7 @@ def test_rows_that_cannot_be_packed_are_refused(tmp_path: Path) -> None:
 )
 def test_types_of_other_programs_are_refused(program: Any, kind: str, tmp_path: Path) -> None:
     config = small().model.config
-    with pytest.raises(ConfigError, match=f"no weights of the type `quantize={kind}`"):
+    with pytest.raises(ConfigError, match=f"does not support `quantize={kind}`"):
         require_readable(program, config, tmp_path / "out", kind)
 
 
@@ -446,7 +447,7 @@ def test_values_that_were_written_wrongly_are_noticed(
         return right(values * (1.02 if values.shape == (64, 256) else 1), kind)
 
     monkeypatch.setattr(module, "stored_values", wrong)
-    with pytest.raises(DiskError, match=r"with other values.*: blk\.0\.ffn_down\.weight\."):
+    with pytest.raises(DiskError, match=r"with different values.*: blk\.0\.ffn_down\.weight\."):
         written(tmp_path / "out", small(), "q8_0")
     assert not list(tmp_path.iterdir())
 
@@ -481,7 +482,7 @@ def test_the_command_exports_and_prints_the_next_steps(tmp_path: Path) -> None:
     assert "measured on the built-in corpus" in result.stderr
     refused = CliRunner().invoke(app, [*to[:-1], str(tmp_path / "b"), "--dtype", "float16"])
     assert isinstance(refused.exception, MlxchatError)
-    assert "types of their own" in refused.exception.problem
+    assert "data types of their own" in refused.exception.problem
 
 
 def test_python_exports_too(tmp_path: Path) -> None:
@@ -490,7 +491,7 @@ def test_python_exports_too(tmp_path: Path) -> None:
     assert (folder / "model-BF16.gguf").exists()
     small_one = model.quantize(8).export("gguf", tmp_path / "small")
     assert (small_one / "model-8bit-F16.gguf").exists()
-    with pytest.raises(ConfigError, match="types of their own"):
+    with pytest.raises(ConfigError, match="data types of their own"):
         model.export("gguf", tmp_path / "other", dtype="float16")
-    with pytest.raises(ConfigError, match="are those of gguf"):
+    with pytest.raises(ConfigError, match="only takes gguf's data types"):
         model.export("mlx-lm", tmp_path / "other", quantize="q8_0")

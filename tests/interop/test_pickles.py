@@ -98,7 +98,7 @@ def test_persistent_ids_are_resolved() -> None:
 @pytest.mark.parametrize("name", running(Path()))
 def test_no_code_is_run(name: str, tmp_path: Path, extension: None) -> None:
     error = assert_refused(running(tmp_path / "marker")[name])
-    assert "refused" in error.problem and "Nothing in it was run" in error.remedy
+    assert "refused" in error.problem and "None of its code was run" in error.remedy
     assert not list(tmp_path.iterdir())
 
 

@@ -327,8 +327,8 @@ def test_an_archive_within_is_never_opened(tmp_path: Path) -> None:
         (COMPRESSED, "<I", 40, "compressed"),
         (FLAGS, "<H", 1, "encrypted"),
         (FLAGS, "<H", 0x20, "patch"),
-        (HEADER, "<I", 0, "lies on another"),
-        (HEADER, "<I", 1, "lies on another"),
+        (HEADER, "<I", 0, "overlaps another"),
+        (HEADER, "<I", 1, "overlaps another"),
         (HEADER, "<I", 2**31, "header"),
         (HEADER, "<I", 2**32 - 1, "zip"),
     ],
@@ -352,15 +352,15 @@ def test_entries_stay_within_the_file(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("some/../../etc/passwd", "leads out"),
-        ("/etc/passwd", "leads out"),
-        ("some/./data", "leads out"),
-        ("some\\..\\data", "leads out"),
-        ("some//data", "leads out"),
-        ("some/../\x1b[2J", "leads out"),
-        ("some/../" + "a" * 9999, "leads out"),
-        ("other/data", "not of torch.save"),
-        ("somedata.pkl", "not of torch.save"),
+        ("some/../../etc/passwd", "leads outside"),
+        ("/etc/passwd", "leads outside"),
+        ("some/./data", "leads outside"),
+        ("some\\..\\data", "leads outside"),
+        ("some//data", "leads outside"),
+        ("some/../\x1b[2J", "leads outside"),
+        ("some/../" + "a" * 9999, "leads outside"),
+        ("other/data", "not written by torch.save"),
+        ("somedata.pkl", "not written by torch.save"),
     ],
 )
 def test_names_that_lead_outside_the_archive_are_refused(
@@ -376,7 +376,7 @@ def test_duplicate_entries_are_refused(tmp_path: Path) -> None:
     path = torch_zip(tmp_path, b"N.")
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("some/data.pkl", running(tmp_path / "marker")["reduce"])
-    assert "there twice" in assert_refused(path).problem
+    assert "appears twice" in assert_refused(path).problem
     patched(path, "some/data.pkl", 46 + 12, "<B", 0)  # which zip readers take for the end
     assert "two names" in assert_refused(path).problem
 

@@ -93,7 +93,7 @@ def test_an_import_is_refused_while_another_writes_the_run(tmp_path: Path) -> No
             refused.append(caught.value)
 
     importers.import_run(run, foreign, report=report)
-    with pytest.raises(MlxchatError, match="There is a model in"):
+    with pytest.raises(MlxchatError, match="There is already a model in"):
         importers.import_run(run, later)  # whose name was free when the command began
     assert [path.name for path in run.iterdir()] == ["step_000007"]
 

@@ -153,9 +153,9 @@ def test_an_adapter_of_nothing_is_refused(wrong: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("modules", "problem"),
     [
-        ((), "empty name, or none"),
-        ("", "empty name, or none"),
-        ("attn.c_q,", "empty name, or none"),
+        ((), "is empty, or contains an empty name"),
+        ("", "is empty, or contains an empty name"),
+        ("attn.c_q,", "is empty, or contains an empty name"),
         ("attn.c_q, attn.c_q", "twice"),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_horizon_shorter_than_a_step_is_refused(arch: str) -> None:
 
 
 def test_an_error_for_an_impossible_depth_names_its_neighbours() -> None:
-    with pytest.raises(MlxchatError, match="depth of 5 makes a width of 320") as raised:
+    with pytest.raises(MlxchatError, match="depth of 5 gives a width of 320") as raised:
         plan(PretrainConfig(depth=5), 1024, SMALL)
     assert raised.value.remedy == "Use `depth` 4 or 6, or another `head_dim`."
     assert plan(PretrainConfig(depth=5, head_dim=64), 1024, SMALL).model.n_head == 5
@@ -111,7 +111,7 @@ def test_an_error_for_an_impossible_depth_names_its_neighbours() -> None:
 
 
 def test_an_impossible_head_dimension_is_refused() -> None:
-    with pytest.raises(MlxchatError, match="divided among heads of width 3") as raised:
+    with pytest.raises(MlxchatError, match="divided into heads of width 3") as raised:
         plan(PretrainConfig(depth=4, head_dim=3), 1024, SMALL)
     assert raised.value.remedy == "Use another `head_dim`."
     with pytest.raises(MlxchatError, match="`head_dim=63` is odd") as raised:

@@ -110,7 +110,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         opened(path)
     assert f"{path}, line 2" in caught.value.problem
-    assert caught.value.remedy == "Mend it."  # rl has no setting to skip it
+    assert caught.value.remedy == "Correct it."  # rl has no setting to skip it
 
 
 def test_what_is_no_task_is_said(tmp_path: Path) -> None:

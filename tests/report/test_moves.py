@@ -188,7 +188,7 @@ def test_a_full_disk_ends_a_copy(place: Home, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(shutil, "copy2", full)
     with pytest.raises(DiskError, match="No space left") as error:
         copy_run(place, "fox", "hen")
-    assert error.value.remedy.startswith("Make room on the disk")
+    assert error.value.remedy.startswith("Free some disk space")
     assert names(place) == ["fox"]
 
 

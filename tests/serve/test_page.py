@@ -279,13 +279,13 @@ def test_the_server_is_looked_for_by_one_loop(opened: Opened) -> None:
 
     def refuse(route: Any) -> None:
         looks.append(route.request.url)
-        route.fulfill(status=503, json={"error": {"message": "The server is about to end."}})
+        route.fulfill(status=503, json={"error": {"message": "The server is shutting down."}})
 
     page.route("**/v1/models", refuse)
     page.clock.install()
     page.reload()
     gone = page.locator("#gone")
-    expect(gone).to_have_text("The server is about to end.")
+    expect(gone).to_have_text("The server is shutting down.")
     page.evaluate("""window.told = 0;
         const gone = document.querySelector("#gone");
         new MutationObserver(() => told++).observe(gone, {childList: true});
@@ -451,7 +451,9 @@ def test_a_question_outlives_a_reload_during_its_answer(
     opened: Opened, silence: FakeScheduler
 ) -> None:
     page = opened.page
-    broken_off = re.compile("unfinished|broke off")  # as the page or its connection ends first
+    broken_off = re.compile(
+        "unfinished|was interrupted|was lost"
+    )  # as the page or its connection ends first
     opened.ask("something long")
     expect(page.locator("article")).to_have_count(2)
     page.reload()

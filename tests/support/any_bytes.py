@@ -109,8 +109,8 @@ def shards_or_a_clear_error(name: str, content: bytes) -> None:
             assert str(source) in error.problem and error.remedy, error.problem
             assert "\n" not in error.problem and len(error.problem) < 500, error.problem
             of_the_whole = re.search(
-                "is empty|makes (only one|no) document|has no column|is damaged|cannot be decoded"
-                "|has a zero byte at its beginning",
+                "is empty|yields only one document|has no column|is damaged|cannot be decoded"
+                "|begins with a zero byte",
                 error.problem,
             )
             if source.suffix != ".parquet" and not of_the_whole:

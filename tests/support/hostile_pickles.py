@@ -112,7 +112,7 @@ def malformed() -> dict[str, bytes]:
         "call of a text": text("os.system") + b")R.",
         "arguments in a list": ordered + b"]R.",
         "name of a list": b"]]\x93.",
-        "name without end": b"c" + b"a" * 10_000,
+        "unterminated name": b"c" + b"a" * 10_000,
         "name with control characters": b"c\x1b[2J\r\nb\n.",
         "name that is not UTF-8": b"c\xff\nb\n.",
         "text that is not UTF-8": b"X\x01\x00\x00\x00\xff.",

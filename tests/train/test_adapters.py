@@ -261,7 +261,7 @@ def test_an_adapter_is_not_trained_on(based: Path, tmp_path: Path) -> None:
     home = Path(shutil.copytree(based, tmp_path / "home"))
     run(home, tuning(home).model_copy(update={"num_iterations": 1, "eval_every": 0}))
     again = tuning(home, "tuned").model_copy(update={"model_tag": "again"})
-    with pytest.raises(CheckpointError, match="is an adapter on another model"):
+    with pytest.raises(CheckpointError, match="is an adapter, which cannot be trained further"):
         run(home, again)
 
 
@@ -273,7 +273,7 @@ def test_an_adapter_is_not_trained_on(based: Path, tmp_path: Path) -> None:
     ],
 )
 def test_settings_without_effect_on_an_adapter_are_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="has no effect on an adapter"):
+    with pytest.raises(ConfigError, match="has no effect with `lora`"):
         SftConfig.model_validate(settings)
 
 

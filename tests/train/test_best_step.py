@@ -78,8 +78,9 @@ def test_the_best_step_is_saved_and_kept_and_named_at_the_end(
     assert evaluated(tmp_path) == {step: step <= BEST for step in BITS}
     assert isinstance(events[-1], Ended)
     assert notes(events)[-1] == (
-        "Step 4 is better than the last one: 2.0000 bits per byte where step 12 has 4.0000. It is "
-        "kept. To use it: mlxchat chat --model-tag run --step 4; sft and eval chat take `step` too."
+        "Step 4 is better than the last one (2.0000 bits per byte; step 12 has 4.0000), so its "
+        "checkpoint is kept. To use it: mlxchat chat --model-tag run --step 4. sft and eval chat "
+        "accept `step` too."
     )
 
 

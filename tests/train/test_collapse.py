@@ -25,12 +25,12 @@ def test_a_reward_that_falls_after_it_has_risen() -> None:
     falling = [0.6 - 0.03 * step for step in range(20)]
     [(step, note)] = told(rising + falling)
     assert 45 < step < 56
-    assert note.startswith("The reward falls: 0.4") and "`init_lr_frac`" in note
+    assert note.startswith("The reward is falling: 0.4") and "`init_lr_frac`" in note
 
 
 def test_negative_rewards_that_fall_after_they_have_risen() -> None:
     [(step, note)] = told([-2.0] * 20 + [-1.0] * 20 + [-2.0] * 20)
-    assert step > 40 and "after -1.000 before" in note
+    assert step > 40 and "from a peak of -1.000" in note
 
 
 @pytest.mark.parametrize("height", [0.0, -5.0])
@@ -46,7 +46,7 @@ def test_an_entropy_near_zero() -> None:
 
 def test_questions_that_are_nearly_all_settled() -> None:
     [(_, note)] = told([0.3] * 30, all_equal=0.98)
-    assert "the same reward, for 98% of the questions" in note
+    assert "For 98% of the questions, all answers got the same reward" in note
 
 
 def test_answers_that_are_all_wrong_but_rewarded_differently_are_learnt_from() -> None:

@@ -113,7 +113,7 @@ def test_core_is_measured_logged_and_kept(
     assert state.meter.core[-1] == (12, last.core, last.error, 12)
     history = history_of(folder, Home(tmp_path))
     text = card(PROGRAMS["mlx-lm"], saved, history, Usage("bash", ("run",)))
-    shown = f"{last.core:.4f} ± {last.error:.4f} at step 12, at most 12 examples a task"
+    shown = f"{last.core:.4f} ± {last.error:.4f} at step 12, at most 12 examples per task"
     assert f"| CORE | {shown} |" in text
     quantized = mlxchat.load(folder).quantize(8, group_size=32)
     out = quantized.export("mlx-lm", tmp_path / "quantized")
@@ -158,7 +158,7 @@ def test_whoever_asks_a_run_to_end_does_not_wait_for_core(
         assert [event.step for event in measured(run(tmp_path, measuring()))] == [6, 12]
     else:
         notes = [event.text for event in events if isinstance(event, Noted)]
-        assert "CORE is not measured after step 12." in notes
+        assert "CORE was not measured after step 12." in notes
 
 
 def test_a_missing_bundle_is_said_before_anything_is_trained(
@@ -166,7 +166,7 @@ def test_a_missing_bundle_is_said_before_anything_is_trained(
 ) -> None:
     config = measuring(core_bundle=tmp_path / "none.zip", tokenizer_dir=None)
     for check in (lambda: run(tmp_path, config), lambda: check_core(config, Home(tmp_path))):
-        with pytest.raises(NotFound, match=r"There is no bundle of CORE's tasks at .*none\.zip"):
+        with pytest.raises(NotFound, match=r"There is no bundle of CORE tasks at .*none\.zip"):
             check()
     assert not (tmp_path / "tokenizer").exists()
     check_core(config.model_copy(update={"core_every": 0}), Home(tmp_path))
@@ -183,7 +183,7 @@ def test_examples_that_cannot_be_encoded_do_not_end_a_run(
     events = run(tmp_path, measuring())
     assert isinstance(events[-1], Ended) and not measured(events)
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert notes.count("CORE is not measured. Example 3 of made.jsonl cannot be evaluated.") == 2
+    assert notes.count("CORE was not measured. Example 3 of made.jsonl cannot be evaluated.") == 2
 
 
 def test_the_fewest_examples_leave_room_for_the_shots() -> None:

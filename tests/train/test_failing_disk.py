@@ -28,14 +28,14 @@ def test_a_log_that_fails_from_the_first_event_ends_the_run(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(JsonLines, "write", full)
-        with pytest.raises(MlxchatError, match="ended there; no step is saved"):
+        with pytest.raises(MlxchatError, match="stopped there; no checkpoint was saved"):
             run(prepared, SHORT)
     assert store.steps(run_folder(prepared)) == []
     run(prepared, SHORT, stop_at=3)
     (saved,) = store.steps(run_folder(prepared))
     with monkeypatch.context() as patched:
         patched.setattr(JsonLines, "write", full)
-        with pytest.raises(MlxchatError, match=f"ended there; step {saved} is saved"):
+        with pytest.raises(MlxchatError, match=f"stopped there; step {saved} was saved"):
             run(prepared, SHORT)
     assert store.steps(run_folder(prepared)) == [saved]
     run(prepared, SHORT)
@@ -57,7 +57,7 @@ def test_a_log_that_cannot_be_appended_to_is_kept(
         patched.setattr("mlxchat.telemetry.log._lines_until", some)
         with pytest.raises(MlxchatError, match=r"The log .* cannot be written: No space") as raised:
             run(prepared, SHORT)
-    assert str(log) in raised.value.problem and "same command" in raised.value.remedy
+    assert str(log) in raised.value.problem and "repeat the command" in raised.value.remedy
     assert log.read_bytes() == before
     run(prepared, SHORT)
     assert logged(prepared, "step") == list(range(1, 13))
@@ -92,7 +92,7 @@ def test_a_nan_loss_is_reported_even_if_the_disk_is_full(
     with pytest.raises(MlxchatError) as raised:
         run(tmp_path, config, compile=diverging(8, [float("nan"), 1.0, 0.1]))
     assert "The loss is nan in step 8, with the data read up to" in raised.value.problem
-    assert "could not be set aside: " in raised.value.problem
+    assert "could not be copied: " in raised.value.problem
     assert "No space left on device" in raised.value.problem
     assert "smaller learning rates" in raised.value.remedy
     assert store.steps(run_folder(tmp_path)) == [3, 6]
@@ -144,8 +144,8 @@ def test_a_disconnected_disk_is_named_and_changes_nothing(
     disk.rename(prepared / "unplugged")
     with pytest.raises(MlxchatError) as raised:
         run(prepared, SHORT, fresh=fresh)
-    assert f"{moved} is a link to {disk / 'moved'}, which is not" in raised.value.problem
-    assert "disk connected" in raised.value.remedy
+    assert f"{moved} is a link to {disk / 'moved'}, which does not exist" in raised.value.problem
+    assert "Connect its disk" in raised.value.remedy
     (prepared / "unplugged").rename(disk)
     assert store.steps(run_folder(prepared)) == [3, 6]
     assert log.read_bytes() == before

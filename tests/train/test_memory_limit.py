@@ -156,7 +156,7 @@ def test_impossible_limits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         runtime.check_limits(10**6 * runtime.GIB, None)
     monkeypatch.setattr(runtime, "machine", lambda: CHIPS["cpu"])
     for wired in (MIB, "auto"):
-        with pytest.raises(MlxchatError, match="`wired_limit` is for Macs"):
+        with pytest.raises(MlxchatError, match="`wired_limit` only works on Macs"):
             runtime.check_limits(MIB, wired)
     monkeypatch.setattr(runtime, "machine", lambda: CHIPS["metal"])
     for wired in (8 * runtime.GIB, "auto"):

@@ -273,8 +273,8 @@ def test_each_stage_begins_with_the_newest_of_those_before(
     tuned = SftConfig.model_validate(settings(based, **changed))
     assert FineTuning.with_source(tuned, home).source == "classic-mid"
     events = list(run_fine_tuning(tuned, home, lambda _: None))
-    [note] = [e.text for e in events if isinstance(e, Noted) and "held out now" in e.text]
-    assert "classic-mid was trained with a validation share of 0.02: at 0.1" in note
+    [note] = [e.text for e in events if isinstance(e, Noted) and "now held out" in e.text]
+    assert "classic-mid was trained with a validation share of 0.02. With 0.1" in note
     history = history_of(newest(based, "classic-mid-sft", "fine-tuning"), home)
     assert [(each.stage, each.run, each.began_with) for each in history.trainings] == [
         ("pretraining", "classic", None),

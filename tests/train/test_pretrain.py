@@ -246,7 +246,7 @@ def test_fresh_sets_the_old_run_aside(prepared: Path) -> None:
     assert store.steps(runs / "run.old1")
     assert logged(prepared, "step") == [1, 2, 3]
     assert Home(prepared).log("run.old1").exists()
-    assert any(isinstance(e, Noted) and "set aside as run.old1" in e.text for e in events)
+    assert any(isinstance(e, Noted) and "renamed to run.old1" in e.text for e in events)
 
 
 @pytest.mark.slow

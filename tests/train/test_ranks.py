@@ -226,7 +226,7 @@ def test_a_rank_that_is_stopped_ends_the_others(tmp_path: Path, tokenizer: Path)
         code, said = leader.ended()
         assert time.monotonic() - began < 30
         assert code == os.EX_SOFTWARE
-        assert "Another rank has not answered for 5 s." in said
+        assert "Another rank has not responded for 5 s." in said
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def test_other_data_on_one_rank_is_refused_by_name(tmp_path: Path, tokenizer: Pa
         for code, said in [rank.ended() for rank in ranks]:
             assert code == 1, said
             assert "Rank 1: shard_0000" in said
-            assert "is not the file of that name that rank 0 has" in said
+            assert "differs from rank 0's file of that name" in said
 
 
 @pytest.mark.slow

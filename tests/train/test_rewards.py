@@ -89,12 +89,12 @@ def test_several_are_summed_by_their_weights(own: Path) -> None:
         ("OWN:lenght", NotFound, "length, same, raises"),
         ("OWN:number", NotFound, "has no function 'number'"),
         ("OWN:two", ConfigError, "does not take prompt, completion and answer"),
-        ("OWN", ConfigError, "nor names a function"),
+        ("OWN", ConfigError, "nor the name of a function"),
         ("OWN:length:0", ConfigError, "weight"),
         ("answer:nan", ConfigError, "weight"),
         ("answer:1e7", ConfigError, "weight"),
         ("FOLDER:f", ConfigError, "cannot be read"),
-        ("", ConfigError, "nor names a function"),
+        ("", ConfigError, "nor the name of a function"),
     ],
 )
 def test_a_name_without_a_function_is_said(
@@ -177,7 +177,7 @@ def test_a_file_is_run_once_however_many_functions_it_has(tmp_path: Path) -> Non
         ([1.0], "returned [1.0], of type list"),
         (1j, "of type complex"),
         ("x" * 1000, "xxx..., of type str"),
-        (10**400, "returned inf; a reward is at most 1,000,000"),
+        (10**400, "returned inf; a reward must be between -1,000,000 and 1,000,000"),
         (-1e39, "returned -1e+39"),
     ],
 )

@@ -162,7 +162,7 @@ def test_a_changed_reward_is_not_resumed(tmp_path: Path) -> None:
     config = rl_config(tmp_path)
     rl_run(tmp_path / "home", config, stop_at=2)
     (tmp_path / "reward.py").write_text("def reward(prompt, completion, answer): return 1.0")
-    with pytest.raises(MlxchatError, match=r"reward\.py is not what it was"):
+    with pytest.raises(MlxchatError, match=r"reward\.py has changed since"):
         rl_run(tmp_path / "home", config)
 
 
@@ -187,7 +187,7 @@ def test_a_base_model_is_refused_before_it_is_asked(
     task: dict[str, object], tmp_path: Path
 ) -> None:
     saved_in(tmp_path / "model", network(64), conversational=False)
-    with pytest.raises(MlxchatError, match="does not answer"):
+    with pytest.raises(MlxchatError, match="so it cannot answer"):
         rl_run(tmp_path / "home", rl_config(tmp_path, **task))
 
 
@@ -283,7 +283,7 @@ def test_an_adapter_is_trained_and_resumed_bit_for_bit(bits: int | None, tmp_pat
 
 
 def test_settings_without_effect_on_an_adapter_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MlxchatError, match="no effect on an adapter"):
+    with pytest.raises(MlxchatError, match="no effect with `lora`"):
         rl_config(tmp_path, lora=True, init_lr_frac=0.1)
     assert RlConfig(source="d4", lora=True).tag == "d4-rl-lora"
 

@@ -61,11 +61,11 @@ def test_a_renamed_run_keeps_its_new_name(saved: Home) -> None:
         (PretrainConfig, "", {}, NotFound, "no run '' to resume", "There are: "),
         (PretrainConfig, "a\n\x1b[2J", {}, NotFound, "no run 'a ?[2J'", "There are: "),
         (PretrainConfig, "{base}s", {}, NotFound, "no run", "Did you mean {base}?"),
-        (MidConfig, "nothing", {}, NotFound, "no run 'nothing'", "None has been"),
+        (MidConfig, "nothing", {}, NotFound, "no run 'nothing'", "No run has been"),
         (PretrainConfig, "{tuned}", {}, ConfigError, "of fine-tuning, not of pre", "mlxchat sft"),
         (RlConfig, "{base}", {}, ConfigError, "of pretraining, not of rein", "mlxchat train --res"),
         (PretrainConfig, "{base}", {"model_tag": "x"}, ConfigError, "`model_tag=x`", "one of them"),
-        (PretrainConfig, "empty", {}, NotFound, "has saved no step", "Repeat the command"),
+        (PretrainConfig, "empty", {}, NotFound, "has not saved a checkpoint", "Repeat the command"),
     ],
 )
 def test_a_run_that_cannot_be_resumed_is_refused(
@@ -113,7 +113,7 @@ def test_python_names_what_does_not_go_together(saved: Home) -> None:
     base, _ = names(saved)
     for problem, arguments in (
         ("`fresh` starts from scratch", {"fresh": True}),
-        ("`resume` does not go with a PretrainConfig", {"config": CONFIG}),
+        ("`resume` cannot be combined with a PretrainConfig", {"config": CONFIG}),
         ("There is no setting `deep`", {"deep": 4}),
     ):
         with pytest.raises(ConfigError, match=problem):

@@ -356,7 +356,7 @@ def test_conversations_without_an_answer_in_the_context_are_skipped(
     events = run(based, config)
     assert all(event.loss > 0 for event in events if isinstance(event, Stepped))
     [note] = [e.text for e in events if isinstance(e, Noted) and "per epoch" in e.text]
-    assert "have no answer within that and are skipped" in note
+    assert "have no answer within the context and were skipped" in note
     data = write(tmp_path / "long.jsonl", [long, {**long, "id": 1}, *[long] * 4])
     other = {"messages": [{"role": "user", "content": "who " * 200}, talks(1)[0]["messages"][1]]}
     write(data, [long, other])
@@ -411,7 +411,7 @@ def test_a_folder_of_a_runs_name_is_not_the_run(
     assert catalog.find_model(stages, "./base", None) == tmp_path / "base"
     assert catalog.find_model(stages, str(newest.parent), None) == newest
     assert catalog.find_model(stages, str(newest.parent), 4) == newest
-    with pytest.raises(MlxchatError, match="base has no saved step 5"):
+    with pytest.raises(MlxchatError, match="base has no checkpoint of step 5"):
         catalog.find_model(stages, str(newest.parent), 5)
 
 
@@ -420,7 +420,9 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
     config = TUNING.model_copy(update={"data": [str(data)], "model_tag": "changed"})
     run(based, config, stop_at=4)
     write(data, talks(41))
-    with pytest.raises(MlxchatError, match="not the same file as when the run changed was started"):
+    with pytest.raises(
+        MlxchatError, match="differs from the file used when the run changed was started"
+    ):
         run(based, config)
     write(data, talks(40))
     assert isinstance(run(based, config)[-1], Ended)
@@ -438,17 +440,17 @@ def test_files_that_another_version_reads_in_another_way_are_refused(
         return conversations[1:], report
 
     monkeypatch.setattr(mixture, "read_source", skipping_one)
-    with pytest.raises(MlxchatError, match="a version of mlxchat that reads or makes up other"):
+    with pytest.raises(MlxchatError, match="a version of mlxchat that reads or generates"):
         run(based, config)
 
 
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"data": None}, "There is nothing to learn from"),
+        ({"data": None}, "No training data is given"),
         ({"data": ["nowhere.jsonl"]}, "nowhere.jsonl does not exist"),
         ({"source": "nobody"}, "There is no trained model called nobody"),
-        ({"model_tag": "base"}, "base is the name of another run"),
+        ({"model_tag": "base"}, "The name base is already used by another run"),
         ({"device_batch_size": 3}, "not a multiple of 3 rows"),
         ({"memory_limit": "1MiB"}, "needs at least"),
         ({"epochs": 2}, "`epochs=2` determines"),

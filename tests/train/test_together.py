@@ -92,7 +92,7 @@ def test_a_rank_is_given_up_after_the_limit_and_not_before(
             time.sleep(0.01)
     time.sleep(0.03)
     assert len(late) == 1
-    assert "has not answered" in late[0].problem
+    assert "has not responded" in late[0].problem
 
 
 def resources_of(free: list[int], backend: str, monkeypatch: pytest.MonkeyPatch) -> Resources:

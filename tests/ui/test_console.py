@@ -441,13 +441,13 @@ def test_the_words_of_an_error_are_not_broken(monkeypatch):
     monkeypatch.setattr("mlxchat.ui.console.console_for", lambda stream: console)
     folder = "/home/ada/.cache/mlxchat/base_data_of_my_novels"
     error(
-        f"There is no folder {folder}, so no data.",
+        f"There is no data: the folder {folder} does not exist.",
         "Get some: mlxchat data fetch --from a novel.txt",
     )
     shown = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
     assert shown.splitlines() == [
-        "Error: There is no folder",
-        f"{folder}, so no data.",  # the terminal breaks it, so that it can be copied
+        "Error: There is no data: the folder",
+        f"{folder} does not exist.",  # the terminal breaks it, so that it can be copied
         "Get some: mlxchat data fetch --from a",
         "novel.txt",
     ]

@@ -104,7 +104,15 @@ def test_a_run_by_rewards_shows_them_in_place_of_the_loss(width):
     panel = dashboard(meter, latest, width=width, height=40, sample=SAMPLE, under_way=under_way)
     text = drawn(panel, width)
     assert {cell_len(line) for line in text.splitlines()} == {width}
-    shown = ("drawing answers 64/256", "0.430", "52.0% ± 8.0", "71.0% ± 9.0", "12%", "25%", "0.081")
+    shown = (
+        "sampling answers 64/256",
+        "0.430",
+        "52.0% ± 8.0",
+        "71.0% ± 9.0",
+        "12%",
+        "25%",
+        "0.081",
+    )
     for number in (*shown, "31.6 tokens", "2%", "5,400 tokens/s", "453 tokens/s"):
         assert number in text, number
     assert "2.2000" not in text

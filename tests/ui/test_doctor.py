@@ -45,7 +45,7 @@ def test_tables_fit_and_cut_nothing(host: type[Host], width: int, tmp_path: Path
     for finding in facts.of("ok"):
         assert finding.check in text
         assert finding.measures.split()[0] in words
-    assert ("What only a Mac can tell" in text) == bool(facts.only_on_a_mac)
+    assert ("Questions that only a Mac can answer" in text) == bool(facts.only_on_a_mac)
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])
@@ -54,7 +54,7 @@ def test_what_is_wrong_is_taught(wrong: Examination, width: int) -> None:
     start = text.index("failed")
     assert text[start:].startswith("failed rotation 3.0e-01 (wanted: at most 1e-05)")
     told = set(text[start:].split())
-    assert set("It is largest in the forward pass. Do not trust what is trained".split()) <= told
+    assert set("It is largest in the forward pass. Do not trust models trained".split()) <= told
     assert "Affects: train," in text or width == 160  # where two columns share the lines
 
 
@@ -63,7 +63,7 @@ def test_a_narrow_and_a_medium_table_say_it_in_order(wrong: Examination) -> None
         text = " ".join(drawn(wrong, width).split())
         text = text[text.index("failed rotation") :]
         order = [
-            "How far the compiled rotary",
+            "The error of the compiled rotary",
             "It is largest in the forward pass.",
             "Do not trust",
             "Affects: train",
@@ -95,7 +95,7 @@ def test_the_report_is_a_table_and_what_to_do(wrong: Examination) -> None:
 def test_the_report_of_a_mac_has_what_only_it_can_tell(tmp_path: Path) -> None:
     text = examination_markdown(facts_of(planted_mac(tmp_path)))
     assert "**To do**" not in text
-    assert "- Does caffeinate keep the Mac awake? awake, ok: held awake" in text
+    assert "- Does caffeinate keep the Mac awake? awake, ok: kept awake" in text
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_commands_are_those_of_the_terminal() -> None:
         ANSWER,
         {"notes": ["temperature: 0.5"]},
         {"notes": ["Took back: Hi"]},
-        {"error": {"problem": "There is no message yet.", "remedy": "Say something to the model."}},
+        {"error": {"problem": "There is no message yet.", "remedy": "Type a message."}},
     ]
 
 
@@ -63,12 +63,12 @@ def test_an_answer_is_given_again() -> None:
     [
         (b"Hi", "not valid JSON"),
         (b"\xff", "not valid JSON"),
-        (b"[]", "not an object with one entry"),
-        ({}, "not an object with one entry"),
-        ({"content": "Hi", "command": "/undo"}, "not an object with one entry"),
+        (b"[]", "not an object with exactly one entry"),
+        ({}, "not an object with exactly one entry"),
+        ({"content": "Hi", "command": "/undo"}, "not an object with exactly one entry"),
         ({"content": 3}, "neither"),
         ({"text": "Hi"}, "neither"),
-        ({"command": "undo"}, "begins with a slash"),
+        ({"command": "undo"}, "starts with a slash"),
         ({"command": "/leave"}, "Unknown command /leave."),
         ({"command": "/top-p 2"}, "/top-p 2: input should be"),
         ({"command": "/save a\0b"}, "Cannot write a"),

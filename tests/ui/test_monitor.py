@@ -117,7 +117,7 @@ def test_a_panel_each_with_its_curve() -> None:
         "d12 · evaluating 3/40 · process 101 on here",
         "tokens/s       2,341",
         "time           10h 06m, 6d 01h left",
-        "saved steps    … 1,100, 1,200, 1,300",
+        "checkpoints    … 1,100, 1,200, 1,300",
         "last saved     2m 05s ago",
         "train d12",
         "train d20",
@@ -156,8 +156,11 @@ def test_runs_of_long_ago_get_a_line_and_are_counted_where_there_is_no_room() ->
     ("shown", "words"),
     [
         (run(state="died"), ["killed or crashed", "5s ago", "resumes from step 1,300"]),
-        (run(state="died", saved=()), ["nothing was saved", "saved steps    none"]),
-        (run(state="silent", last_seen=NOW - 125), ["Silent since", "2m 05s ago", "process 101"]),
+        (run(state="died", saved=()), ["nothing was saved", "checkpoints    none"]),
+        (
+            run(state="silent", last_seen=NOW - 125),
+            ["No sign of life since", "2m 05s ago", "process 101"],
+        ),
         (run(state="finished"), ["Finished on"]),
         (run(state="interrupted"), ["Stopped on", "resumes from step 1,300"]),
         (run(state="failed", failure="No\nroom \x1b[2J left."), ["Failed on", "No room [2J left."]),
@@ -211,7 +214,7 @@ def test_of_a_mac_its_own_word_is_shown() -> None:
     busy = replace(MACHINE, memory_used=34 * GIB, mac=True)
     assert "swap" not in drawn(snapshot(machine=busy)).replace("swap 0.5 of", "")
     short = drawn(snapshot(machine=replace(busy, pressure="warning", memory_used=12 * GIB)))
-    assert "Memory pressure is warning: macOS compresses memory" in short
+    assert "Memory pressure is warning: macOS is compressing memory" in short
 
 
 def test_an_empty_home_says_what_to_do() -> None:

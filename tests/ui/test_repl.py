@@ -176,7 +176,7 @@ def test_tilde_is_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_help_lists_every_command_and_key() -> None:
     stream = io.StringIO()
-    keys = [("Alt+Enter", "begin a new line")]
+    keys = [("Alt+Enter", "start a new line")]
     converse(Parrot(), "d4", LiteralConsole(file=stream, width=40), typed("/help"), keys)
     shown = stream.getvalue()
     assert all(f"\n{name}" in shown for name in SLASH_COMMANDS)
@@ -187,7 +187,7 @@ def test_help_lists_every_command_and_key() -> None:
 
 def test_help_is_aligned() -> None:
     lines = talk(Parrot(), "/help", width=80).splitlines()
-    purposes = ("start a new", "write the", "resume the", "show this", "leave, as", "change a")
+    purposes = ("start a new", "write the", "resume the", "show this", "quit, as", "change a")
     starts = {line.index(purpose) for purpose in purposes for line in lines if purpose in line}
     assert starts == {len("/temperature 0.8") + 2}
 
@@ -207,7 +207,7 @@ def test_every_setting_is_a_command() -> None:
 def test_a_setting_out_of_bounds_is_named_as_it_was_typed() -> None:
     chat = Parrot()
     shown = talk(chat, "/top-p 2", "/seed x", width=500)
-    assert "/top-p 2: input should be less than or equal to 1. /top-p: Keep only" in shown
+    assert "/top-p 2: input should be less than or equal to 1. /top-p: Sample only" in shown
     assert "/seed x: input should be a valid integer" in shown
     assert chat.settings == ChatSettings()
 
@@ -248,7 +248,9 @@ def test_two_slashes_begin_a_message_with_one(line: str, message: str) -> None:
 def test_that_two_slashes_begin_a_message_is_told() -> None:
     assert "//TEXT            send a message that begins with a slash" in talk(Parrot(), "/help")
     for line in ("/etc/hosts is a file", "/sav x"):
-        assert "// begins a message that begins with a slash" in talk(Parrot(), line, width=200)
+        assert "To send a message that starts with a slash, type two slashes" in talk(
+            Parrot(), line, width=200
+        )
 
 
 @pytest.mark.parametrize("line", ["/sav x", "/", "//", "/[red]x"])
@@ -325,7 +327,7 @@ def test_that_the_context_is_outgrown_is_said_once() -> None:
             self.dropped = 0
 
     lines = ("one", "two", "/undo", "three", "/clear", "four", "five")
-    assert talk(Forgetful(), *lines, width=200).count("has outgrown") == 2
+    assert talk(Forgetful(), *lines, width=200).count("no longer fits") == 2
 
 
 class Outgrown(Parrot):
@@ -350,14 +352,14 @@ class Outgrown(Parrot):
 
 def test_that_the_context_is_outgrown_is_said_after_an_answer_that_is_stopped() -> None:
     shown = talk(Outgrown(after=2), "one", "two", "three is stopped", "four", width=200)
-    assert shown.index("Stopped.") < shown.index("has outgrown")
-    assert shown.count("has outgrown") == 1
+    assert shown.index("Stopped.") < shown.index("no longer fits")
+    assert shown.count("no longer fits") == 1
 
 
 def test_that_the_context_is_outgrown_is_not_said_again_after_undo() -> None:
     lines = ("one", "two", "three", "/undo", "three", "/undo", "/undo", "two", "three")
-    assert talk(Outgrown(), *lines, width=200).count("has outgrown") == 1
-    assert talk(Outgrown(), *lines, "/load x", "four", width=200).count("has outgrown") == 2
+    assert talk(Outgrown(), *lines, width=200).count("no longer fits") == 1
+    assert talk(Outgrown(), *lines, "/load x", "four", width=200).count("no longer fits") == 2
 
 
 def test_one_answer_is_only_the_answer() -> None:

@@ -69,10 +69,10 @@ def test_what_it_says_is_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     assert law is not None
     # log(2.4 / 1.65) / log(100) = 0.0814, and 1 - 10 ** -0.0814 = 17.1%
     assert "Bits per byte fall as FLOPs^-0.081" in text
-    assert "by 17.1%" in text
-    assert "one standard error, by 3 runs, too few" in text
+    assert "lower them by 17.1%" in text
+    assert "one standard error, from 3 runs, which is a rough estimate" in text
     said = f"about {longer.bits_per_byte:.3f} ± {longer.error:.3f}"
-    assert f"One run of 1h15m, at depth {longer.depth} or so (1.0e+15 FLOPs): {said}" in text
+    assert f"A single run of 1h15m, at about depth {longer.depth} (1.0e+15 FLOPs): {said}" in text
     assert "mlxchat train --budget 1h15m" in text
     assert "mlxchat chat --model-tag scaling-d4" in text
     assert "rm -r '/home/ada/mlx chat/base_checkpoints/scaling-d2'" in text
@@ -81,9 +81,9 @@ def test_what_it_says_is_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("rungs", "said"),
     [
-        (RUNGS[:1], "Fewer than 3 runs of 100 steps show no law: give more --depths"),
-        ([RUNGS[0]] * 3, "Fewer than 3 runs of 100 steps show no law: give more --depths"),
-        (RUNGS[:2], "Fewer than 3 runs of 100 steps show no law: give more --depths"),
+        (RUNGS[:1], "A scaling law needs at least 3 runs of 100 steps: give more --depths"),
+        ([RUNGS[0]] * 3, "A scaling law needs at least 3 runs of 100 steps: give more --depths"),
+        (RUNGS[:2], "A scaling law needs at least 3 runs of 100 steps: give more --depths"),
         ([*RUNGS[:2], rung(4, 10**14, 450, 3.0)], "More FLOPs did not help"),
     ],
 )

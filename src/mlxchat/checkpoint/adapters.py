@@ -71,7 +71,7 @@ def read_lora_config(folder: Path, config: GPTConfig) -> LoraConfig:
     fields = read_checked_json(path)
     kind, parameters = fields.get("fine_tune_type", "lora"), fields.get("lora_parameters")
     if kind not in ("lora", "dora") or not isinstance(parameters, dict):
-        raise damaged(path, "it is of no LoRA or DoRA adapter")
+        raise damaged(path, "it does not belong to a LoRA or DoRA adapter")
     layers = fields.get("num_layers")
     found = {name: parameters[name] for name in ("rank", "scale", "dropout") if name in parameters}
     found["modules"] = parameters.get("keys")

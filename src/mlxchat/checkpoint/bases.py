@@ -55,7 +55,7 @@ def read_base_record(folder: Path) -> BaseRecord:
     if record is None:
         raise CheckpointError(
             f"{folder} does not say which model its adapter belongs to: {BASE_FILE} is missing.",
-            "Copy it again from where it was made.",
+            "Copy it again from the original.",
         )
     return record
 
@@ -104,14 +104,14 @@ def require_base(folder: Path) -> Path:
     model = f"{record.run}, step {record.step:,}"
     if changed:
         raise CheckpointError(
-            f"{folder} is an adapter of {model}, and the weights in {changed} are others.",
-            "Put back the model that it was trained on: an adapter does nothing sensible on "
-            "another.",
+            f"{folder} is an adapter of {model}, but the weights in {changed} are different.",
+            "Restore the model that it was trained on. On any other, an adapter does nothing "
+            "sensible.",
         )
     elsewhere = command("import", folder, onto="DIR")
     raise CheckpointError(
-        f"{folder} is an adapter of {model}, which is nowhere in {home} nor in {record.folder}.",
-        f"Put that model back; or, if it is in another directory: {elsewhere}",
+        f"{folder} is an adapter of {model}, which is neither in {home} nor in {record.folder}.",
+        f"Restore that model, or, if it is in another directory: {elsewhere}",
     )
 
 

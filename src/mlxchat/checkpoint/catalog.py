@@ -99,7 +99,7 @@ def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
     run = chosen.parent
     if step not in store.steps(run):
         listed = ", ".join(str(number) for number in store.steps(run))
-        raise NotFound(f"{run.name} has no saved step {step}.", f"It has: {listed}.")
+        raise NotFound(f"{run.name} has no checkpoint of step {step}.", f"It has: {listed}.")
     return store.directory(run, step)
 
 
@@ -183,9 +183,9 @@ def require_own_spelling(home: Home, name: str, setting: str) -> None:
             raise unreadable(stage, error) from error
         if other is not None:
             raise ConfigError(
-                f"{name} differs from {other.name}, a run in {stage}, in case only: on the disk of "
-                "a Mac both are one.",
-                f"Use `{setting}={other.name}` for that run, or another `{setting}`.",
+                f"{name} differs from {other.name}, a run in {stage}, in case only: and a Mac's "
+                "disk does not distinguish them.",
+                f"Use `{setting}={other.name}` for the existing run, or another `{setting}`.",
             )
 
 

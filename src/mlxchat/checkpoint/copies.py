@@ -52,7 +52,7 @@ def destination(
     if store.directory(run, step).exists() and not fresh:
         raise CheckpointError(
             f"There is already a {kind} copy: {store.directory(run, step)}.",
-            f"Talk to it: {command('chat', model_tag=run.name)}. Or make it again with `fresh`.",
+            f"Talk to it: {command('chat', model_tag=run.name)}. Or replace it with `fresh`.",
         )
     return run, step
 

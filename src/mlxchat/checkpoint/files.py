@@ -39,9 +39,10 @@ Loaded = TypeVar("Loaded")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")  # of CHECKSUMS
 _STEP = re.compile(r"step_\d+")
 _EARLIER = (
-    "Delete that directory to resume from an earlier step (chat: `step`), or train with `fresh`."
+    "To resume from an earlier checkpoint, delete that directory (for a chat, use `step`). Or "
+    "start from scratch with `fresh`."
 )
-_COPY = "Copy it again from where it was made."
+_COPY = "Copy it again from the original."
 
 
 # Checksums
@@ -178,8 +179,8 @@ def unplugged(path: Path) -> MlxchatError | None:
     if broken is None:
         return None
     return DiskError(
-        f"{broken} is a link to {broken.readlink()}, which is not there.",
-        "Is its disk connected? Connect it, or remove the link to do without it.",
+        f"{broken} is a link to {broken.readlink()}, which does not exist.",
+        "Connect its disk, or remove the link to continue without it.",
     )
 
 
@@ -239,7 +240,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
     try:
         return as_type(read_json(path), TypeAdapter(kind))
     except ValidationError as error:
-        raise damaged(path, "it is not what mlxchat wrote") from error
+        raise damaged(path, "it is not in mlxchat's format") from error
 
 
 def read_checked_json(path: Path) -> dict[str, Any]:
@@ -268,7 +269,7 @@ def unreadable(path: Path, error: OSError) -> MlxchatError:
     away = unplugged(path) if isinstance(error, FileNotFoundError) else None
     return away or CheckpointError(
         f"{path} cannot be read: {reason_of(error)}.",
-        "Check what it is, who owns it and who may read it.",
+        "Check its type, owner and permissions.",
     )
 
 
@@ -289,8 +290,8 @@ def refused(path: Path, reason: str) -> MlxchatError:
     """Return the error for a file that asks for more than being read as data."""
     return CheckpointError(
         f"{path} is refused: {one_line(reason)}.",
-        "Nothing in it was run. Do not load it with pickle or torch unless you trust its author; "
-        "save it again with nothing but tensors, numbers, text, lists and dictionaries.",
+        "None of its code was run. Do not load it with pickle or torch unless you trust its "
+        "author. Save it again with only tensors, numbers, strings, lists and dictionaries.",
     )
 
 

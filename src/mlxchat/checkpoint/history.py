@@ -100,8 +100,8 @@ def record_of_base(folder: Path) -> BaseRecord:
     """
     if is_adapter(folder):
         raise CheckpointError(
-            f"{folder} holds an adapter, which no other can be put on.",
-            f"Make one model of it and its base: {command('fuse', checkpoint=folder)}",
+            f"{folder} contains an adapter, and adapters cannot be stacked.",
+            f"Merge it into its base model first: {command('fuse', checkpoint=folder)}",
         )
     tag, step = tag_and_step(folder)
     weights = checksums_of_weights(folder)

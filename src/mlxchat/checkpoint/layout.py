@@ -159,7 +159,7 @@ def read_config(folder: Path) -> GPTConfig:
     era = eras.get(str(fields.get("model_type")))
     if era is None:
         raise CheckpointError(
-            f"{folder / CONFIG} is of a model of type {fields.get('model_type')!a:.99}.",
+            f"{folder / CONFIG} describes a model of type {fields.get('model_type')!a:.99}.",
             f"Use a model of type {', '.join(eras)}.",
         )
     own = [name for name in OWN_FIELDS if era != "classic" or _is_given(fields, name)]
@@ -250,8 +250,8 @@ def read_adapter(folder: Path, model: GPT) -> SavedModel:
     lora = adapters.read_lora_config(folder, config)
     if model.config != config:
         raise CheckpointError(
-            f"{folder} is an adapter of a model of another shape.",
-            "Use it with the model that it was trained on.",
+            f"{folder} is an adapter for a model of another shape.",
+            "Use it with the model it was trained on.",
         )
     arrays = read_arrays(folder / adapters.ADAPTER_FILE)
     try:
@@ -289,7 +289,7 @@ def _read_beginning(folder: Path, weight_files: list[Path]) -> tuple[GPTConfig, 
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, "
             f"the model {config.vocab_size:,}.",
-            "Put back the tokenizer with which the model was trained.",
+            "Restore the tokenizer that the model was trained with.",
         )
     return config, tokenizer
 

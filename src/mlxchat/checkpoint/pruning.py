@@ -103,5 +103,5 @@ def _require_verifiable(folder: Path) -> None:
     if earlier and not os.path.lexists(folder / files.CHECKSUMS):
         raise CheckpointError(
             f"{folder} was saved by an earlier version of mlxchat, without checksums.",
-            "It cannot be checked: remove old steps of that run by hand.",
+            "It cannot be verified. Remove old checkpoints of that run by hand.",
         )

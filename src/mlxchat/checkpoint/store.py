@@ -211,7 +211,7 @@ def prune(run: Path, keep: int) -> list[int]:
 _held: dict[Path, Lock] = {}  # the locks of this process, by run
 
 
-_WAIT = "Wait for it to end, or name another run with `model_tag`."
+_WAIT = "Wait for it to finish, or use another name with `model_tag`."
 
 
 @contextmanager
@@ -271,9 +271,10 @@ def require_lock(run: Path) -> None:
     if not kept:
         raise in_use(
             path,
-            f"Another process has taken over the run {run.name}: {path}, the lock of this one, "
-            "was deleted.",
-            "Nothing more was written. Wait for the other to end; then repeat the command.",
+            f"Another process has taken over the run {run.name}: this process's lock, {path}, was "
+            "deleted.",
+            "Nothing more was written. Wait for the other process to finish, then repeat the "
+            "command.",
         )
 
 
@@ -283,8 +284,8 @@ def _lock_file(run: Path) -> Path:
 
 def _no_lock(path: Path, error: OSError) -> DiskError:
     return DiskError(
-        f"{path}, the lock of the run, cannot be opened: {reason_of(error)}.",
-        "Check who owns it, who may write there, and whether there is space on that disk.",
+        f"The run's lock {path} cannot be opened: {reason_of(error)}.",
+        "Check its owner, its permissions, and whether there is space left on that disk.",
     )
 
 
@@ -307,8 +308,8 @@ def _written(run: Path, final: Path, write: Callable[[Path], None], replaces: bo
     require_lock(run)
     if final.exists() and not replaces:
         raise CheckpointError(
-            f"{final} exists already; nothing was written.",
-            "Name another run, or delete that folder to replace it.",
+            f"{final} already exists; nothing was written.",
+            "Use another name, or delete that folder to replace it.",
         )
     unfinished_step = run / f"{_UNFINISHED}{final.name}.{secrets.token_hex(4)}"  # no one else's
     try:
@@ -338,18 +339,18 @@ def _not_saved(run: Path, step: int, reason: str, needed: int | None) -> Mlxchat
         needed = size(directory(run, earlier[-1]))
     takes = f"a step takes {needed / 1e6:,.1f} MB, " if needed else ""
     free = disk.free_space(run) / 1e6
-    intact = "; earlier steps are intact" if earlier else ""
+    intact = "; earlier checkpoints are intact" if earlier else ""
     return DiskError(
         f"Step {step} could not be saved in {run}: {reason} ({takes}{free:,.1f} MB are free).",
-        f"Free space on that disk and start the same command again{intact}. "
-        "mlxchat checkpoints list shows the size of all runs, checkpoints prune removes old steps.",
+        f"Free space on that disk, then repeat the command{intact}. mlxchat checkpoints list "
+        "shows the sizes of all runs, and mlxchat checkpoints prune removes old checkpoints.",
     )
 
 
 def _not_removed(run: Path, error: OSError) -> MlxchatError:
     return DiskError(
-        f"Old steps in {run} could not be removed: {reason_of(error)}.",
-        "The newest are intact. Check who may write there; then start the same command again.",
+        f"Old checkpoints in {run} could not be removed: {reason_of(error)}.",
+        "The newest ones are intact. Check the folder's permissions, then repeat the command.",
     )
 
 

@@ -95,14 +95,13 @@ def read_state(folder: Path, settings: Mapping[str, type[Settings]]) -> TrainerS
     """
     if layout.is_quantized(folder):
         raise CheckpointError(
-            f"The model in {folder} is quantized: its training cannot be resumed.",
-            "Train the run that it was made from, or name another run with `model_tag`.",
+            f"The model in {folder} is quantized, so its training cannot be resumed.",
+            "Resume the run it was made from, or use another name with `model_tag`.",
         )
     if layout.read_origin(folder) is not None:
         raise CheckpointError(
-            f"The model in {folder} was imported: it has no training to resume.",
-            "Begin with its weights: "
-            f"{command('train', init_from=folder.parent.name)}, or "
+            f"The model in {folder} was imported, so it has no training to resume.",
+            f"Start from its weights: {command('train', init_from=folder.parent.name)}, or "
             f"{command('sft', source=folder.parent.name)}",
         )
     fields = layout.read_checked_json(folder / TRAINER)
@@ -157,6 +156,6 @@ def read_optimizer(folder: Path, expected: Mapping[str, mx.array]) -> dict[str, 
 def _of_another_version(folder: Path, difference: str) -> CheckpointError:
     return CheckpointError(
         f"{folder / TRAINER} was saved by another version of mlxchat ({one_line(difference)}).",
-        "It can still be used for chat. To train, name another run with `model_tag`, or set this "
-        "one aside with `fresh`.",
+        "You can still chat with it. To train, use another name with `model_tag`, or start from "
+        "scratch with `fresh`, which renames this run.",
     )

@@ -14,8 +14,9 @@ Lora = Annotated[
     bool,
     typer.Option(
         "--lora",
-        help="Train an adapter on the model (LoRA), which itself stays as it is and may be "
-        "quantized. Takes less memory and disk; what it learns can be switched off.",
+        help="Train a LoRA adapter and leave the model itself unchanged; the model may "
+        "be quantized. This takes less memory and disk space, and you can use the model with or "
+        "without the adapter.",
         rich_help_panel="Adapter",
     ),
 ]
@@ -37,7 +38,9 @@ def with_adapter(config: TrainSettings, lora: bool, adapter: LoraTraining) -> Tr
     if not lora:
         if adapter.model_fields_set:
             option = as_options(f"`{sorted(adapter.model_fields_set)[0]}`")
-            raise typer.BadParameter(f"{option} is a setting of an adapter: use --lora too.")
+            raise typer.BadParameter(
+                f"{option} is an adapter setting: use it together with --lora."
+            )
         return config
     given = config.model_dump(exclude_unset=True)
     if given.get("dropout") is not None:

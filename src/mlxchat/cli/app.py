@@ -96,7 +96,7 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     ),
     "tokenizer": ("Train a tokenizer.", {"train": tokenizer_train_command}),
     "checkpoints": (
-        "List, check and remove saved steps.",
+        "List, check and remove checkpoints.",
         {"list": list_command, "verify": verify_command, "prune": prune_command},
     ),
     "eval": (

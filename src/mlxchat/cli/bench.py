@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 def bench_command(
     config: BenchConfig,
     as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print a Markdown table, to paste into an issue.")
+        bool,
+        typer.Option("--markdown", help="Print a Markdown table that you can paste into an issue."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure how fast this machine trains and generates, in about a minute.
+    """Measure how fast this machine trains and generates. Takes about a minute.
 
-    Uses random weights and tokens: it needs no data, and keeps only which ways
-    to compute are the fastest here. Progress goes to standard error.
+    It uses random weights and tokens, so it needs no data, and stores only which implementations
+    are fastest on this machine. Progress goes to standard error.
     """
     started_at = SYSTEM_CLOCK.seconds()
     if json and as_markdown:
@@ -59,7 +60,7 @@ def bench_sections(facts: "Bench") -> list[Section]:
         Section("Training", _training(facts)),
         Section("Generation", _generation(facts)),
         Section("Machine", _machine(facts)),
-        *([Section("Fastest ways", _ways(facts))] if facts.ways else []),
+        *([Section("Fastest implementations", _ways(facts))] if facts.ways else []),
     ]
 
 
@@ -73,7 +74,7 @@ def _training(facts: "Bench") -> list[Row]:
     mfu = Row("MFU", "", "unknown: no peak is on record for this chip")
     if training.mfu is not None and environment.peak_flops is not None:
         peak = flops_per_second(environment.peak_flops)
-        more = ", which counts its ALUs only" if training.mfu > 1 else ""
+        more = ", counting only its ALUs" if training.mfu > 1 else ""
         mfu = Row("MFU", f"{training.mfu:.1%}", f"of the chip's {peak}{more}")
     return [
         Row(

@@ -42,14 +42,14 @@ def chat_command(
         bool,
         typer.Option(
             "--history/--no-history",
-            help="Keep what you type for later chats, for the Up key, in a file of $MLXCHAT_HOME "
-            "that only you can read.",
+            help="Remember what you type, so that the Up key recalls it in later "
+            "chats. It is kept in a file in $MLXCHAT_HOME that only you can read.",
         ),
     ] = True,
     dtype: DtypeOption = "auto",
     json: Annotated[
         bool,
-        typer.Option("--json", help="Read and print lines of JSON, for programs: see above."),
+        typer.Option("--json", help="Read and print JSON lines, for use by programs: see above."),
     ] = False,
     *,
     settings: ChatSettings,
@@ -58,18 +58,18 @@ def chat_command(
 
     A model trained on conversations answers; a base model continues your text.
 
-    Enter sends a message. Alt+Enter, or Esc and then Enter, begins a new line;
-    pasted text is one message. Ctrl-C stops an answer and keeps what there is of
-    it. /help lists the commands: /undo, /regenerate, one for each setting, ...
+    Enter sends a message. Alt+Enter, or Esc followed by Enter, starts a new line; pasted text is
+    one message. Ctrl-C stops an answer and keeps the part already written. /help lists the
+    commands: /undo, /regenerate, one for each setting, ...
 
-    Text piped into the command is taken as one message.
+    Text piped into the command is sent as one message.
 
     With --json, each line of standard input is a message, {"content": "Hello"},
-    or a command, {"command": "/clear"}. Each is answered by one line:
-    {"content": "Hi!", "calculations": [], "truncated": false, "dropped": 0}
-    to a message, {"notes": [...]} to a command, and to a mistake, which does not
-    end the chat, {"error": {"problem": ..., "remedy": ...}}. With --prompt there
-    is one line, and an exit code other than 0 if that is an error.
+    or a command, {"command": "/clear"}. Each gets one line in reply: {"content": "Hi!",
+    "calculations": [], "truncated": false, "dropped": 0} to a message, {"notes": [...]} to a
+    command, and to an invalid line, which does not end the chat, {"error": {"problem": ...,
+    "remedy": ...}}. With --prompt, one line is printed, and the exit code is not 0 if it is an
+    error.
     """
     require_one_place(model_tag, step, checkpoint)
     folder = catalog.locate(Home.from_environment().stages, model_tag, step, checkpoint)
@@ -120,7 +120,7 @@ def _reader(
     try:
         opened = open_history(kept)
     except OSError as error:
-        warning(f"What you type is not kept: {kept}: {reason_of(error)}.")
+        warning(f"What you type will not be remembered: {kept}: {reason_of(error)}.")
         opened = open_history(None)
     with_file = [name for name, command in SLASH_COMMANDS.items() if command.argument == "FILE"]
     return LineEditor(purposes(chat), with_file, opened), EDITOR_KEYS
@@ -145,7 +145,9 @@ def _decoded(content: bytes) -> str:
     """Return piped input as text, with a warning if it is not all UTF-8."""
     text = content.decode("utf-8", "replace")
     if text.encode() != content:
-        warning("Standard input is not all UTF-8; the model sees \ufffd in place of other bytes.")
+        warning(
+            "Standard input is not valid UTF-8; the model sees \ufffd in place of invalid bytes."
+        )
     return text
 
 

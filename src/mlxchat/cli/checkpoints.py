@@ -20,11 +20,11 @@ from mlxchat.ui.console import Screen, say, say_json, table, warning
 from mlxchat.ui.text import amount
 
 DATE = "%Y-%m-%d %H:%M"
-_NOTHING = "{} has no saved steps. Train a model: mlxchat train"
+_NOTHING = "There are no checkpoints in {}. Train a model: mlxchat train"
 
 
 def list_command(model_tag: AnyTag = None, json: Json = False) -> None:
-    """Show the saved steps of all runs, quantized copies and adapters included, and their sizes.
+    """Show the checkpoints of all runs and their sizes, including quantized copies and adapters.
 
     Exits with code 1 if some of them cannot be read.
     """
@@ -46,15 +46,16 @@ def list_command(model_tag: AnyTag = None, json: Json = False) -> None:
 def verify_command(
     model_tag: AnyTag = None,
     step: Annotated[
-        int | None, typer.Option(help="Saved step. Default: all of them.", show_default=False)
+        int | None,
+        typer.Option(help="Step of the checkpoint to check. Default: all.", show_default=False),
     ] = None,
     checkpoint: Checkpoint = None,
     json: Json = False,
 ) -> None:
-    """Compare every file with its checksum.
+    """Verify the checksum of every file.
 
-    Exits with code 1 if a file differs from what was saved. Models are also checked
-    whenever they are loaded. Progress goes to standard error.
+    Exits with code 1 if a file has changed since it was saved. Models are also checked whenever
+    they are loaded. Progress goes to standard error.
     """
     require_one_place(model_tag, step, checkpoint)
     stages, faults = Home.from_environment().stages, dict[Path, str | None]()
@@ -83,19 +84,23 @@ def verify_command(
 def prune_command(
     model_tag: AnyTag = None,
     keep: Annotated[
-        int, typer.Option(min=1, help="Newest steps of each run to keep, beside the best.")
+        int,
+        typer.Option(
+            min=1,
+            help="Number of recent checkpoints of each run to keep, in addition to the best one.",
+        ),
     ] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be removed, without removing it.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Remove all but the newest steps of each run, once the newest one is found intact.
+    """Remove all but the newest checkpoints of each run, after checking that the newest is intact.
 
-    The step with the lowest bits per byte is kept, too. Unfinished steps that
-    killed processes left behind are removed. Without --model-tag, runs that are
-    being trained are skipped, and so, with exit code 1, are runs whose newest
-    step is damaged or whose old steps cannot be removed.
+    The checkpoint with the lowest bits per byte is kept too. Incomplete checkpoints that killed
+    processes left behind are removed. Without --model-tag, runs that are being trained are skipped.
+    Runs whose newest checkpoint is damaged, or whose old ones cannot be removed, are skipped too,
+    and the exit code is then 1.
     """
     removed: list[Removed] = []
     faults: dict[Path, str] = {}

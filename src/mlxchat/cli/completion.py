@@ -81,7 +81,8 @@ InstallCompletion = Annotated[
         callback=_install,
         is_eager=True,
         metavar="[SHELL]",
-        help="Have this shell, or bash, zsh or fish, complete commands, options and names of runs.",
+        help="Install completion of commands, options and run names for this shell, or "
+        "for bash, zsh or fish.",
     ),
 ]
 ShowCompletion = Annotated[
@@ -91,7 +92,7 @@ ShowCompletion = Annotated[
         callback=_show,
         is_eager=True,
         metavar="[SHELL]",
-        help="Print the script for that, to install it yourself.",
+        help="Print the completion script, so that you can install it yourself.",
     ),
 ]
 

@@ -38,8 +38,8 @@ def fetch_command(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help=f"One of {dataset_names()}; default: {DEFAULT_DATASET}. With --from, a name for "
-            "your text; default: the name of the file or folder.",
+            help=f"One of {dataset_names()}. Default: {DEFAULT_DATASET}. With --from, "
+            "a name for your text. Default: the name of the file or folder.",
             autocompletion=data_names,
         ),
     ] = None,
@@ -58,7 +58,7 @@ def fetch_command(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="With --from: replace the text that has that name."),
+        typer.Option("--replace", help="With --from: replace the existing text of that name."),
     ] = False,
     endpoint: Annotated[
         str | None,
@@ -72,13 +72,13 @@ def fetch_command(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Download training shards and the validation shard, or make shards of your own text.
+    """Download training shards and the validation shard, or make shards from your own text.
 
-    Shards that are complete are not downloaded again; interrupted downloads resume.
+    Complete shards are not downloaded again, and interrupted downloads resume.
     """
     if source is None and (encoding or skip_bad or replace):
         raise typer.BadParameter(
-            "--encoding, --skip-bad and --replace are for your own text: give --from."
+            "--encoding, --skip-bad and --replace only apply to your own text, which --from names."
         )
     if source is None:
         _download(
@@ -131,10 +131,10 @@ def remove_command(
     yes: Annotated[bool, Yes] = False,
     json: Json = False,
 ) -> None:
-    """Remove a dataset from the disk. Says how large it is and which runs need it, and asks.
+    """Remove a dataset. Shows its size and the runs that need it, and asks first.
 
-    The tokenizer of your own text is removed with it; models have their own copies. A
-    dataset of the hub can be downloaded again.
+    If it is your own text, its tokenizer is removed too; models have their own copies. A downloaded
+    dataset can be downloaded again.
     """
     from mlxchat.data.removal import find_dataset, remove_dataset, require_idle, tokenizer_of
 
@@ -146,9 +146,9 @@ def remove_command(
     if not json:
         say(f"{found.name}: {amount(found.shards, 'shards')}, {amount(found.bytes, 'bytes')}.")
         if tokenizer:
-            say("  Its tokenizer is removed, too.")
+            say("  Its tokenizer is removed too.")
         if needing:
-            say(f"  Without it, these runs cannot be resumed: {', '.join(needing)}.")
+            say(f"  These runs cannot be resumed without it: {', '.join(needing)}.")
     require_agreement("Remove it?", yes, json)
     remove_dataset(home, found)
     if json:
@@ -185,7 +185,7 @@ def _download(
 
     if dataset not in DATASETS:
         raise NotFound(
-            f"mlxchat knows no dataset {dataset!a:.120} on the hub.",
+            f"There is no dataset {dataset!a:.120} to download.",
             f"Use --dataset {' or '.join(DATASETS)}, or your own text with --from PATH.",
         )
     folder = Home.from_environment().data(dataset)
@@ -213,23 +213,26 @@ def _ingest(
     dataset = dataset or suggested
     taken = dataset.lower() in {*DATASETS, BUILTIN}
     if taken or not is_name(dataset):
-        why = "it is that of another dataset" if taken else f"use {NAME_IN_WORDS}"
+        why = "that is the name of another dataset" if taken else f"use {NAME_IN_WORDS}"
         raise ConfigError(
-            f"{dataset!a:.120} cannot be the name of your text: {why}.",
+            f"Your text cannot be called {dataset!a:.120}: {why}.",
             f"Choose another name, such as: --dataset my-{suggested}",
         )
     home = Home.from_environment()
     folder = home.data(dataset)
     if other := namesake(folder):
         raise ConfigError(
-            f"{dataset} differs from the name of the text in {other} in case only: on the disk of "
-            "a Mac both are one.",
+            f"{dataset} and the text in {other} have names that differ only in case, which a "
+            "Mac's disk does not distinguish.",
             "Choose another name with --dataset.",
         )
     stale = _unfinished_runs(home, dataset) if replace and folder.exists() else []
     with Screen(json) as screen:
         if stale:
-            text = f"These runs on the earlier text cannot be resumed then: {', '.join(stale)}."
+            text = (
+                "These runs were trained on the old text and can no longer be "
+                f"resumed: {', '.join(stale)}."
+            )
             screen.show(Noted(time.time(), text))
         summary = ingest(
             source, folder, screen.show, encoding=encoding, skip_bad=skip_bad, replace=replace
@@ -244,7 +247,7 @@ def _ingest(
     )
     if replace and home.own_tokenizer(dataset).is_dir():
         renew = command("tokenizer train", dataset=dataset)
-        say(f"Its tokenizer is the one of the earlier text. To make a new one: {renew}")
+        say(f"Its tokenizer is still that of the old text. To train a new one: {renew}")
     say(_train_on(dataset))
 
 

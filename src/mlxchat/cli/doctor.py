@@ -27,15 +27,15 @@ def doctor_command(
             parser=expanded,
             metavar="FILE",
             show_default=False,
-            help="Write a report in Markdown, to paste into an issue; - prints it. It names "
-            "neither you nor your folders.",
+            help="Write a Markdown report that you can paste into an issue; - prints "
+            "it. It contains neither your name nor your folders.",
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check this machine, in less than two minutes: what it is, what it computes right, how fast.
+    """Check this machine in under two minutes: its hardware, correctness and speed.
 
-    Each check says what it measures, what was found and, where something is wrong, what to do and
+    Each check shows what it measures and what it found and, if something is wrong, what to do and
     which commands are affected. Exits with code 1 if a check failed. Progress goes to standard
     error.
     """

@@ -44,14 +44,14 @@ def eval_chat_command(
     *,
     config: ChatEvalConfig,
 ) -> None:
-    """Evaluate a model on tasks, and on conversations that it was not trained on.
+    """Evaluate a chat model on tasks and on held-out conversations.
 
-    In multiple choice, the letter that the model finds likeliest counts as its answer;
-    other answers are decoded at temperature 0, with the calculator. Each score is shown
-    beside that of guessing; centered scores are 0 for guessing and 1 for all right.
+    In multiple choice, the model's answer is the letter it finds most likely; other answers are
+    generated at temperature 0, with the calculator. Each score is shown next to the score of
+    guessing. A centered score is 0 for guessing and 1 if every answer is right.
 
-    Tasks are read from local files; spelling and made-up questions need none. Progress
-    goes to standard error. Ctrl-C shows the complete results and exits with code 130.
+    Tasks are read from local files; spelling and generated questions need none. Progress goes to
+    standard error. Ctrl-C shows the results that are complete and exits with code 130.
     """
     from mlxchat.evaluate.suite import (
         Results,
@@ -131,7 +131,7 @@ def _show(results: "Results", context: int) -> None:
     if results.tasks:
         _show_tasks(results.tasks)
     if results.builtin:
-        say(f"Built-in questions that no conversation asks: {_word_for_word(results.builtin)}")
+        say(f"Built-in questions that appear in no conversation: {_word_for_word(results.builtin)}")
     if results.laid_out and results.loss:
         loss, laid_out = results.loss, results.laid_out
         say(
@@ -139,7 +139,7 @@ def _show(results: "Results", context: int) -> None:
             f"{loss.bits_per_byte:.4f} bits per byte, on {amount(loss.tokens, 'tokens')} of answers"
         )
         if laid_out.cut:
-            say(f"{laid_out.cut:,} of them did not fit into {context:,} tokens and ended there.")
+            say(f"{laid_out.cut:,} of them did not fit into {context:,} tokens and were truncated.")
     if results.replies:
         shown = _word_for_word(results.replies)
         say(f"Last replies of at most {LONGEST_REPLY} tokens: {shown}")

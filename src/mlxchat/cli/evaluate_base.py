@@ -36,8 +36,11 @@ if TYPE_CHECKING:
     from mlxchat.evaluate.core import CoreResult
     from mlxchat.evaluate.text import TextLoss
 
-INTERRUPTED = "Interrupted: the same command resumes CORE where it was."
-NO_BUNDLE = "CORE is not measured: `core` fetches its tasks (8 MB), and takes hours on a laptop."
+INTERRUPTED = "Interrupted. Repeat the command to resume CORE where it stopped."
+NO_BUNDLE = (
+    "CORE is not measured. To measure it, add `core`, which downloads its tasks (8 "
+    "MB) and takes hours on a laptop."
+)
 
 
 @dataclass
@@ -59,23 +62,23 @@ def eval_base_command(
     dtype: DtypeOption = "auto",
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Forget earlier verdicts on the tasks of CORE to measure."),
+        typer.Option("--fresh", help="Discard earlier results of the CORE tasks being measured."),
     ] = False,
     json: Json = False,
     *,
     config: BaseEvalConfig,
 ) -> None:
-    """Measure how good a base model is: CORE, bits per byte, samples.
+    """Measure how good a base model is: CORE, bits per byte and samples.
 
-    CORE is nanochat's metric: the mean over 22 tasks of the share of right answers, 0
-    for guessing and 1 for all right. Prompts, rules and examples are nanochat's; GPT-2's
-    scores stand beside the model's. Verdicts are kept in $MLXCHAT_HOME/base_eval, so that
-    an evaluation that was interrupted resumes, and the scores, as nanochat writes them.
+    CORE is nanochat's benchmark: the mean of 22 tasks' centered accuracies, which are 0 for
+    guessing and 1 if every answer is right. Prompts, rules and examples are nanochat's, and GPT-2's
+    scores are shown for comparison. Results are kept in $MLXCHAT_HOME/base_eval, so an interrupted
+    evaluation can resume; the scores are also written there in nanochat's format.
 
-    Without a choice: the validation text, samples, and CORE if its tasks are on disk.
+    By default it measures the validation text, samples, and CORE if its tasks are on disk.
 
-    Progress goes to standard error. Ctrl-C shows the complete parts and exits with
-    code 130.
+    Progress goes to standard error. Ctrl-C shows the results that are complete and exits with code
+    130.
     """
     from mlxchat import runtime
     from mlxchat.checkpoint import layout

@@ -46,7 +46,9 @@ def import_command(
     ],
     step: Annotated[
         int | None,
-        typer.Option(min=0, help="Step to import. Default: the newest.", show_default=False),
+        typer.Option(
+            min=0, help="Step of the checkpoint to import. Default: the newest.", show_default=False
+        ),
     ] = None,
     model_tag: Annotated[
         str | None,
@@ -55,21 +57,25 @@ def import_command(
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            help="Its tokenizer.pkl or tokenizer.json. Default: the one beside the model, or "
-            "in nanochat's own folder.",
+            help="The model's tokenizer.pkl or tokenizer.json. Default: the one next "
+            "to the model, or in nanochat's own folder.",
             show_default=False,
             **PATH,
         ),
     ] = None,
     softcap: Annotated[
         float | None,
-        typer.Option(min=1, max=64, help="Soft cap of the logits. Default: that of its era."),
+        typer.Option(
+            min=1,
+            max=64,
+            help="Soft cap of the logits. Default: the one used by its version of nanochat.",
+        ),
     ] = None,
     conversational: Annotated[
         bool | None,
         typer.Option(
             "--chat/--base",
-            help="Whether it was trained on conversations. Default: as its folder suggests.",
+            help="Whether the model was trained on conversations. Default: as its folder suggests.",
             show_default=False,
         ),
     ] = None,
@@ -81,18 +87,21 @@ def import_command(
         str | None,
         typer.Option(
             metavar="RUN",
-            help="Of an adapter: the run or directory of the model to put it on.",
+            help="For an adapter: the run or directory of its base model.",
             autocompletion=run_names,
             show_default=False,
         ),
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Of an adapter: put it on another model than its own."),
+        typer.Option(
+            "--force",
+            help="For an adapter: accept a base model other than the one it was trained on.",
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Import a model, or an adapter, that was trained elsewhere, as a run.
+    """Import a model or an adapter that was trained elsewhere.
 
     Reads checkpoints of nanochat (model_*.pt) of any era, the original mlxchat
     (model_*.npz), transformers (NanoChatForCausalLM) and mlx-lm (nanochat); and with
@@ -193,37 +202,39 @@ def _show_imported(
 def export_command(
     to: Annotated[
         Program,
-        typer.Option(
-            help=f"The program that will run it ({runnable_models()}).", show_default=False
-        ),
+        typer.Option(help=f"The program to export for ({runnable_models()}).", show_default=False),
     ],
     model_tag: ModelTag = None,
     step: StepNumber = None,
     checkpoint: Checkpoint = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A new folder. Default: in the current one, such as d12-mlx-lm.", **PATH),
+        typer.Option(
+            help="New folder to write to. Default: one in the current folder, such as d12-mlx-lm.",
+            **PATH,
+        ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(
-            help="Type of the matrices, but for gguf. Default: float32; bfloat16 for a quantized "
-            "model."
+            help="Data type of the matrices; not for gguf. Default: float32; bfloat16 "
+            "for a quantized model."
         ),
     ] = None,
     quantize: Annotated[
         Literal[MlxBits, GgufType] | None,
         typer.Option(
-            help="mlx-lm: quantize to this many bits. gguf: type of the matrices; default: f16.",
+            help="mlx-lm: quantize to this many bits. gguf: data type of the matrices. "
+            "Default: f16.",
             show_default=False,
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Export a model for another program, with its tokenizer and a model card.
+    """Export a model for another program, together with its tokenizer and a model card.
 
-    An adapter becomes a part of the model's weights, but for peft, which gets the
-    adapter alone. Progress goes to standard error.
+    An adapter is merged into the model's weights, except for peft, which gets the adapter alone.
+    Progress goes to standard error.
     """
     require_one_place(model_tag, step, checkpoint)
     from mlxchat import runtime
@@ -245,9 +256,12 @@ def export_command(
         screen.show(Noted(time.time(), f"The model: {model_in_words(source, checkpoint)}."))
         saved = layout.read_model(source, precision)
         if saved.base is not None and not PROGRAMS[to].takes_adapters:
-            screen.show(Noted(time.time(), "The adapter is made part of the weights."))
+            screen.show(Noted(time.time(), "The adapter is merged into the weights."))
         if quantized and PROGRAMS[to].quantized == "dense":
-            text = "It is quantized: the values of its weights are exported, not their format."
+            text = (
+                "It is quantized: its weights are exported as ordinary numbers, not "
+                "in the quantized format."
+            )
             screen.show(Noted(time.time(), text))
         if quantization:
             about = about.unmeasured()
@@ -312,6 +326,6 @@ def _nearest_temperatures(
             report = _progress(screen, "measuring the temperature", "rows")
             return nearest_temperatures(saved, documents, report)
     except MlxchatError as error:
-        text = f"The temperature is measured on the built-in corpus. {error.problem}"
+        text = f"The temperature is measured on the built-in corpus instead. {error.problem}"
         screen.show(Noted(time.time(), text))
         return None

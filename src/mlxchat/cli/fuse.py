@@ -39,20 +39,20 @@ def fuse_command(
         bool,
         typer.Option(
             "--keep-quantized",
-            help="Quantize the layers of a quantized base again, as they were. A part of what the "
-            "adapter has learnt is lost in rounding, sometimes most of it.",
+            help="If the base model is quantized, quantize the merged layers in the "
+            "same way. Rounding then loses part of what the adapter learned, sometimes most of it.",
         ),
     ] = False,
     eval_tokens: EvalTokens = EVAL_TOKENS,
     fresh: Replace = False,
     json: Json = False,
 ) -> None:
-    """Make one whole model of an adapter and the model that it is on.
+    """Merge an adapter into its base model.
 
-    The result is a run of its own, such as d12-lora-fused, which needs neither any
-    more, and can be trained further. Of a quantized model the weights are stored in
-    float32 again. Chat, eval, serve and export take an adapter as it is: fuse it for
-    programs that do not, or to train on.
+    The result is a run of its own, such as d12-lora-fused. It needs neither the adapter nor the
+    base model any more, and can be trained further. If the base model is quantized, the result is
+    stored in float32. chat, eval, serve and export use adapters directly; you only need to merge
+    one to train it further, or for programs that cannot load adapters.
 
     If the validation text is on disk, the loss in bits per byte is measured before and
     after. Progress goes to standard error.
@@ -68,7 +68,7 @@ def fuse_command(
     source = catalog.locate(home.stages, model_tag, step, checkpoint)
     if not is_adapter(source):
         raise CheckpointError(
-            f"The model in {source} is whole: there is no adapter on it.",
+            f"The model in {source} has no adapter to merge.",
             f"Talk to it as it is: {command('chat', checkpoint=source)}",
         )
     run, number = copies.destination(home, source, "fused", "fused", fresh)

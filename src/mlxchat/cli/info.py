@@ -32,9 +32,9 @@ def saved_folder(config: PretrainConfig, home: Home) -> Path | None:
     if newest is None and _given(config).keys() <= {"model_tag"}:
         runs = [run.name for run in all_runs(home) if run.folder]
         unknown = no_such_run(config.model_tag, runs)
-        plan = "To describe a model that is yet to be trained, give its `depth`, too."
+        plan = "To describe a model before training it, give its `depth` as well."
         raise NotFound(
-            f"Nothing is saved of a run called {config.model_tag}.", f"{unknown.remedy} {plan}"
+            f"There is no saved run called {config.model_tag}.", f"{unknown.remedy} {plan}"
         )
     return newest
 
@@ -64,9 +64,9 @@ def saved_run(config: PretrainConfig, newest: Path) -> "SavedRun[Any] | None":
         if given:
             named = " ".join(f"`{name}`" for name in given)
             raise ConfigError(
-                f"The model of {newest.parent.name} was not trained as this run: {named} cannot "
-                "change what it takes.",
-                "Leave that out to see its size.",
+                f"The model of {newest.parent.name} has no training state, so {named} has no "
+                "effect.",
+                "Leave it out to see the model's size.",
             )
         return None
     state = read_trainer(newest)
@@ -91,7 +91,7 @@ def _merged(settings: RunConfig, given: dict[str, Any], name: str) -> RunConfig:
     foreign = [setting for setting in given if setting not in stored]
     if foreign:
         raise ConfigError(
-            f"`{foreign[0]}` is no setting of {name}, which is a run of another stage.",
+            f"`{foreign[0]}` is not a setting of {name}, which is a run of another stage.",
             "Leave it out to see the run as it is.",
         )
     merged = type(settings).model_validate({**stored, **given, "model_tag": name})
@@ -127,6 +127,6 @@ def show_model(newest: Path, json: bool) -> None:
     made = "was imported" if bits is None else f"is quantized to {bits} bits"
     heading = [
         model_heading(newest.parent.name, model),
-        f"This model {made}: it is step {step:,}, and has no training of its own.",
+        f"This model {made}: it is from step {step:,}, and has no training state.",
     ]
     show(heading, [Section("Parameters", parameter_rows(groups))])

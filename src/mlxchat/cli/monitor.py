@@ -19,16 +19,16 @@ def monitor_command(
         typer.Option(min=0.2, max=3600, help="Seconds between updates. Default: 2."),
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, for programs, and exit.")
+        bool, typer.Option("--json", help="Print one JSON object, for use by programs, and exit.")
     ] = False,
 ) -> None:
-    """Watch memory, disk and all runs while they train, from another terminal.
+    """Watch memory, disk and all runs from another terminal while they train.
 
-    Shows the machine's memory and memory pressure, the progress, loss curve, time left
-    and checkpoints of each run, and the memory of each mlxchat process.
+    Shows the machine's memory and memory pressure; each run's progress, loss curve, time left and
+    checkpoints; and the memory of each mlxchat process.
 
-    Runs publish their state in MLXCHAT_HOME, so runs of other machines that share the
-    folder are shown too, and so are runs that were killed.
+    Runs write their state to MLXCHAT_HOME, so you also see runs on other machines that share this
+    folder, and runs that were killed.
 
     Press q or Ctrl-C to stop watching; the runs continue.
     """

@@ -25,17 +25,19 @@ Command = Callable[..., None]
 
 PATH: dict[str, Any] = {"parser": expanded, "metavar": "PATH"}  # of every option that names one
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for use by programs.")]
 Fresh = Annotated[
     bool,
-    typer.Option("--fresh", help="Start from scratch, and rename an earlier run of that name."),
+    typer.Option(
+        "--fresh", help="Start from scratch; an existing run of the same name is renamed."
+    ),
 ]
-Replace = Annotated[bool, typer.Option("--fresh", help="Replace a copy of that name.")]
+Replace = Annotated[bool, typer.Option("--fresh", help="Replace an existing run of the same name.")]
 Resume = Annotated[
     str | None,
     typer.Option(
-        help="Resume this run with the settings that it was saved with. Others that have no "
-        "influence on what is learnt, such as --memory-limit, may be given too.",
+        help="Resume this run with the settings it was started with. You may also give "
+        "options that do not affect what is learned, such as --memory-limit.",
         show_default=False,
         metavar="NAME",
         autocompletion=resumable_names,
@@ -45,8 +47,8 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="TOML file of settings: a line such as max_seq_len = 512 for an option --max-seq-len "
-        "512. What is given on the command line wins.",
+        help="TOML file of settings, with a line such as max_seq_len = 512 for an "
+        "option --max-seq-len 512. Options on the command line take precedence.",
         show_default=False,
         **(PATH | {"metavar": "FILE"}),
     ),
@@ -62,14 +64,14 @@ StayAwake = Annotated[
     bool,
     typer.Option(
         "--stay-awake/--no-stay-awake",
-        help="Keep a Mac from sleeping while it trains. A closed lid still sends it to sleep, "
-        "and its display may sleep. Other systems stay awake by themselves.",
+        help="Keep a Mac awake while it trains. Closing the lid still puts it to "
+        "sleep, and its display may turn off. Has no effect on other systems.",
     ),
 ]
 ModelTag = Annotated[
     str | None,
     typer.Option(
-        help="Name of the run. Default: the one saved last.",
+        help="Name of the run. Default: the most recently saved one.",
         show_default=False,
         metavar="NAME",
         autocompletion=run_names,
@@ -82,18 +84,21 @@ AnyTag = Annotated[
     ),
 ]
 StepNumber = Annotated[
-    int | None, typer.Option(help="Saved step. Default: the newest.", show_default=False)
+    int | None,
+    typer.Option(help="Step of the checkpoint. Default: the newest.", show_default=False),
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(help="A model's directory, anywhere on disk.", show_default=False, **PATH),
+    typer.Option(
+        help="Directory of a model anywhere on disk, instead of a run.", show_default=False, **PATH
+    ),
 ]
 
 DtypeOption = Annotated[
     Dtype,
     typer.Option(
-        help="Precision to compute in. auto: float32 on a CPU, bfloat16 on a GPU unless its "
-        "float32 products are faster. On M1 and M2, float16 may be faster than either."
+        help="Precision of the computation. auto: float32 on a CPU; bfloat16 on a GPU, "
+        "unless its float32 is faster. On M1 and M2, float16 may be faster than either."
     ),
 ]
 

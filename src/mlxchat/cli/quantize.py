@@ -41,11 +41,11 @@ def quantize_command(
     fresh: Replace = False,
     json: Json = False,
 ) -> None:
-    """Save a copy of a model in fewer bits: about a sixth of its size at 4 bits.
+    """Save a quantized copy of a model: at 4 bits, about a sixth of its size.
 
-    The copy is a run of its own, such as d12-4bit, for chat, eval and export; mlx-lm
-    loads it if the architecture is classic. It cannot be trained further. The original
-    model is kept. An adapter is made part of the weights first.
+    The copy is a run of its own, such as d12-4bit, for chat, eval, serve and export; mlx-lm can
+    load it if the architecture is classic. It can only be trained further with an adapter. The
+    original model is kept. If the model has an adapter, it is merged first.
 
     If the validation text is on disk, the loss in bits per byte is measured before and
     after. Progress goes to standard error.
@@ -73,7 +73,7 @@ def quantize_command(
         screen.show(Noted(time.time(), f"The model: {name}."))
         before = measured(saved, documents, "before", eval_tokens, screen)
         if saved.base is not None:
-            screen.show(Noted(time.time(), "The adapter is made part of the weights first."))
+            screen.show(Noted(time.time(), "The adapter is merged into the weights first."))
             saved = copies.fused(saved)
         parts = quantize(saved.model, formats)
         folder = copies.save_copy(run, number, saved, past, fresh)

@@ -7,7 +7,7 @@ import typer
 from mlxchat.errors import ConfigError
 from mlxchat.ui.console import say
 
-Yes = typer.Option("--yes", help="Do not ask.")
+Yes = typer.Option("--yes", help="Do not ask for confirmation.")
 
 
 def agreed(question: str) -> bool:
@@ -41,10 +41,14 @@ def require_agreement(question: str, yes: bool, json: bool) -> None:
     if yes:
         return
     if json or not can_ask():
-        reason = "a program cannot be asked" if json else "there is no terminal to ask at"
+        reason = (
+            "with --json nobody can be asked to confirm"
+            if json
+            else ("there is no terminal on which to ask for confirmation")
+        )
         raise ConfigError(
             f"Nothing was removed: {reason}.",
-            "Give --yes to remove it without being asked.",
+            "Add --yes to remove it without confirmation.",
         )
     if not agreed(question):
         say("Nothing was removed.")

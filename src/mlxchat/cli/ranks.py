@@ -53,15 +53,15 @@ RankCount = Annotated[
     typer.Option(
         min=1,
         max=64,
-        help="Processes on this machine that train together, each with its share of every step's "
-        "rows: one for each GPU.",
+        help="Number of processes on this machine that train together, usually one per "
+        "GPU. Each processes its share of every step's rows.",
     ),
 ]
 Hosts = Annotated[
     Path | None,
     typer.Option(
-        help="Train on several machines: a hostfile of mlx.launch, whose first host is this one. "
-        "See docs/ranks.md.",
+        help="Train on several machines: a hostfile for mlx.launch, in which this "
+        "machine comes first. See docs/ranks.md.",
         show_default=False,
         **PATH,
     ),
@@ -72,15 +72,16 @@ RankTimeout = Annotated[
         min=1,
         max=LONGEST_PATIENCE,
         metavar="SECONDS",
-        help="End the run if another rank does not answer for so long, also while rank 0 saves.",
+        help="Stop the run if another rank does not respond for this long, which "
+        "includes the time in which rank 0 saves.",
     ),
 ]
 
 RankSums = Annotated[
     SumDtype,
     typer.Option(
-        help="Precision in which ranks add up the gradients. bfloat16 is half as much to send, "
-        "for a slow link; docs/ranks.md has its error.",
+        help="Precision in which ranks sum their gradients. bfloat16 halves the "
+        "traffic, for slow links; docs/ranks.md gives its error.",
     ),
 ]
 
@@ -99,8 +100,8 @@ def launch_if_asked(
         raise typer.BadParameter("--ranks cannot be combined with --hosts, which names all ranks.")
     if ranks > 1 and streaming:
         raise typer.BadParameter(
-            "--ranks cannot be combined with --streaming: two processes would drop each other's "
-            "shards. Get them first: mlxchat data fetch"
+            "--ranks cannot be combined with --streaming: the processes would delete each other's "
+            "shards. Download them first: mlxchat data fetch"
         )
     raise typer.Exit(launch_on(hosts) if hosts else launch(ranks, patience))
 
@@ -128,8 +129,8 @@ def launch_on(hosts: Path) -> int:
     if forwarding.asked_to_end:
         return 128 + forwarding.received[0]
     say_error(
-        "Rank 0 has not said how it ended.",
-        "What it printed is above. The first host of the file must be this machine.",
+        "Rank 0 did not report how it ended.",
+        "Its output is above. The first host in the hostfile must be this machine.",
     )
     return code or os.EX_SOFTWARE
 
@@ -141,7 +142,7 @@ def _check_hosts(hosts: Path) -> None:
         NotFound: there is no such file.
         ConfigError: it is not a hostfile, or names fewer.
     """
-    remedy = "See docs/ranks.md for what is in it."
+    remedy = "docs/ranks.md explains its format."
     if not hosts.is_file():
         raise NotFound(f"There is no hostfile {hosts}.", remedy)
     try:
@@ -150,10 +151,10 @@ def _check_hosts(hosts: Path) -> None:
         raise ConfigError(f"The hostfile {hosts} cannot be read: {error}.", remedy) from error
     named = found.get("hosts") if isinstance(found, dict) else found
     if not isinstance(named, list):
-        raise ConfigError(f"The hostfile {hosts} has no list of hosts.", remedy)
+        raise ConfigError(f"The hostfile {hosts} does not contain a list of hosts.", remedy)
     if len(named) < 2:
         count = "one host" if named else "no host"
-        raise ConfigError(f"The hostfile {hosts} names {count}; it takes two or more.", remedy)
+        raise ConfigError(f"The hostfile {hosts} names {count}; at least two are needed.", remedy)
 
 
 def tell_launcher(code: int | None = None) -> None:

@@ -19,7 +19,7 @@ def report_command(
         list[str],
         typer.Argument(
             metavar="NAME",
-            help="Runs to report on. With several, the others are compared with the first.",
+            help="Runs to report on. With several, all others are compared with the first.",
             show_default=False,
             autocompletion=run_names,
         ),
@@ -27,7 +27,7 @@ def report_command(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="File to write, or a folder for it. Default: NAME.html in the folder reports of "
+            help="File to write, or a folder for it. Default: reports/NAME.html in "
             "$MLXCHAT_HOME. An earlier report is replaced.",
             show_default=False,
             **PATH,
@@ -36,19 +36,20 @@ def report_command(
     png: Annotated[
         bool,
         typer.Option(
-            "--png", help="Also draw the main curves as a picture beside it (needs matplotlib)."
+            "--png",
+            help="Also save the main curves as a PNG image next to the report (needs matplotlib).",
         ),
     ] = False,
     open_page: Annotated[
-        bool, typer.Option("--open", help="Show it in the browser afterwards.")
+        bool, typer.Option("--open", help="Open the report in your browser.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Write a report of a run, or of several compared: one HTML file.
+    """Write a report on one run, or a comparison of several, as a single HTML file.
 
-    It needs no network and no other file, prints well, and has the curves, samples,
-    settings, data, scores and origin of each run, and the command that repeats it. A
-    run that goes on can be reported on, too.
+    The page works offline and without other files, and shows each run's curves, samples, settings,
+    data, scores and origin, and the command that repeats it. You can also report on a run that is
+    still training.
     """
     with exit_promptly():
         from mlxchat.report.picture import draw_picture, require_matplotlib
@@ -63,7 +64,7 @@ def report_command(
         say_json(_facts(written.path, picture, written.runs))
     else:
         for state in (run for run in written.runs if run.state == "running"):
-            say(f"{state.name} goes on: this is how it stands at step {state.step:,}.")
+            say(f"{state.name} is still training. The report shows it at step {state.step:,}.")
         for run in written.runs:
             for fault in run.faults:
                 say(f"{run.name}: {fault}")
@@ -71,7 +72,7 @@ def report_command(
         if picture:
             say(f"The picture: {picture}")
     if open_page and not webbrowser.open(written.path.resolve().as_uri()):
-        warning("No browser can be opened from here.")
+        warning("No browser could be opened.")
 
 
 def _facts(path: Path, picture: Path | None, runs: Any) -> dict[str, Any]:

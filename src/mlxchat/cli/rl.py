@@ -40,15 +40,15 @@ def rl_command(
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
-    """Train a model by rewards for what it answers right.
+    """Train a chat model with rewards for correct answers.
 
-    To each question the model draws several answers; those that are better than the
-    others become likelier. It learns where it answers 10 to 80% of the questions right
-    already: with --task arithmetic, spelling or counting a level of difficulty is found
-    at which it does. Watch the reward and pass@1, the share of held-out questions that
-    one answer gets right; pass@8 counts a question if one of 8 answers does.
+    For each question the model samples several answers, and those that score better than the others
+    become more likely. This works when the model already answers 10 to 80% of the questions
+    correctly; for --task arithmetic, spelling or counting, mlxchat finds a suitable level of
+    difficulty. Watch the reward and pass@1, the fraction of held-out questions that a single answer
+    gets right; pass@8 counts a question as solved if any of 8 answers is right.
 
-    Rewards of your own are a function in a file: --reward rewards.py:brief with
+    To use your own reward, write a function in a file: --reward rewards.py:brief with
 
         def brief(prompt, completion, answer): return -len(completion) / 1000
 

@@ -25,22 +25,22 @@ def scaling_command(
     budget: Annotated[
         str,
         typer.Option(
-            help="Time for all runs together, such as 30m or 2h. A tokenizer, if there is none "
-            "yet, is trained before."
+            help="Time for all runs together, such as 30m or 2h. If there is no "
+            "tokenizer yet, it is trained first, in additional time."
         ),
     ],
     depths: Annotated[
         str | None,
         typer.Option(
-            help="Depths of the runs, such as 2,3,4, the deepest for the longest. Default: 4 runs, "
-            "whose depths their times choose.",
+            help="Depths of the runs, such as 2,3,4; the deepest gets the longest run. "
+            "Default: 4 runs, each with the depth that suits its time.",
             show_default=False,
         ),
     ] = None,
     model_tag: Annotated[
         str | None,
         typer.Option(
-            help="What the runs' names begin with, before their times. Default: scaling.",
+            help="Prefix of the runs' names, which end in their times. Default: scaling.",
             show_default=False,
         ),
     ] = None,
@@ -48,13 +48,12 @@ def scaling_command(
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
-    """Train a ladder of models here, and say what a longer budget would buy.
+    """Train a series of models on this machine, and predict what a longer budget would buy.
 
-    Each run is what train --budget makes of its time, and has twice the time of
-    the one before. A line through the logarithms of FLOPs and bits per byte then
-    says what one run would reach in the time of all, and in ten times as much,
-    and how far that may be off. To resume, repeat the same command: runs that
-    have ended are kept. The other options are those of train, for every run.
+    Each run is planned like train --budget, with twice the time of the one before it. A line fitted
+    to the logarithms of FLOPs and bits per byte then predicts what a single run would reach in the
+    total time, and in ten times that, with error bars. To resume, repeat the same command: finished
+    runs are kept. All other options work as in train and apply to every run.
     """
     from mlxchat.plan.scaling import fitted_law, parse_depths
     from mlxchat.train.scaling import plan_ladder, predictions, trained_rung

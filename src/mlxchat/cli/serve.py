@@ -43,9 +43,9 @@ def serve_command(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]RUN",
-            help="Run with an adapter on the model, for requests that name it as their model; "
-            "repeat for several. The model is then the one of the first adapter, if none is "
-            "named.",
+            help="Run of an adapter to serve along with its base model. A request uses "
+            "it by giving its name as the model. Repeat for several. If you name no model, the "
+            "base model of the first adapter is served.",
             show_default=False,
         ),
     ] = None,
@@ -54,17 +54,17 @@ def serve_command(
     config: ServeConfig,
     sampling: Sampling,
 ) -> None:
-    """Serve a model to programs that speak OpenAI's API, and to your browser.
+    """Serve a model through an OpenAI-compatible API, with a chat page for your browser.
 
-    Clients need the address that is printed, as base_url, and any key. The
-    options of sampling count where a request does not say. Each request is a
-    line on standard error, without its text.
+    Give clients the printed address as base_url, and any text as the key unless you set one. The
+    sampling options are defaults for requests that set none. Each request is logged as one line on
+    standard error, without its text.
 
-    Several adapters on one model are served together: its weights are held once,
-    and a request chooses by the name of the model.
+    Several adapters of one base model can be served together. Its weights are loaded once, and each
+    request picks an adapter by its model name.
 
-    Ctrl-C or SIGTERM ends the server when the answers under way are finished,
-    after at most 30 seconds; Ctrl-C again ends it at once.
+    Ctrl-C or SIGTERM stops the server once the current answers are finished, or after 30 seconds; a
+    second Ctrl-C stops it at once.
     """
     require_one_place(model_tag, step, checkpoint)
     from mlxchat.checkpoint.history import tag_and_step
@@ -145,13 +145,13 @@ def _adapters(home: Home, given: Sequence[str]) -> dict[str, Path]:
         # The first = ends the name: a directory may have others.
         called, source = text.split("=", 1) if "=" in text else (None, text)
         if not source or called == "":
-            raise ConfigError(f"`adapter={text}` lacks a name or a run.", _HOW_TO_CALL_IT)
+            raise ConfigError(f"`adapter={text}` is missing a name or a run.", _HOW_TO_CALL_IT)
         folder = catalog.find_model(home.stages, source, None)
         tag = tag_and_step(folder)[0]
         if not is_adapter(folder):
             raise CheckpointError(
                 f"{folder} holds a whole model, not an adapter.",
-                f"Serve it by itself: {command('serve', model_tag=tag)}",
+                f"Serve it on its own: {command('serve', model_tag=tag)}",
             )
         if (name := called or tag) in folders:
             raise _called_alike(name)
@@ -179,7 +179,8 @@ def _require_belong(folders: dict[str, Path], base: Path, name: str) -> None:
         if record.weights != weights:
             raise CheckpointError(
                 f"{folder} is an adapter of {record.run}, step {record.step:,}, not of {base}.",
-                "Serve adapters of one model together, and others by another server.",
+                "A server can only serve adapters of one base model. Start another server for the "
+                "others.",
             )
 
 
@@ -196,12 +197,12 @@ def _announce(
     if not first.conversational:
         say("It is a base model: it continues text (/v1/completions) and does not answer.")
     if others:
-        say(f"With adapters, each a model by its name: {', '.join(each.name for each in others)}.")
+        say(f"Adapters, each available as a model: {', '.join(each.name for each in others)}.")
     if not config.loopback:
-        say("Other machines reach it by the name or an address of this one.")
+        say("Other machines can connect to it under this machine's name or address.")
     if config.insecure and not (config.loopback or config.api_key):
-        warning("There is no key: whoever reaches this machine can use the model.")
-    say("Ctrl-C ends the server.")
+        warning("No API key is set: anyone who can reach this machine can use the model.")
+    say("Press Ctrl-C to stop the server.")
 
 
 def _ending(running: int) -> str:
@@ -211,5 +212,5 @@ def _ending(running: int) -> str:
 
     return (
         f"Finishing {amount(running, 'answers')}, for at most {FINISHING_SECONDS:g} seconds. "
-        "Ctrl-C again ends at once."
+        "Press Ctrl-C again to stop at once."
     )

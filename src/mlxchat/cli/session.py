@@ -26,12 +26,12 @@ from mlxchat.ui.output import show_control_keys
 SHOW_CURSOR = b"\x1b[?25h"
 GRACE = 1.5  # seconds to clean up in when there is nothing to save
 AWAKE = (
-    "This Mac is kept awake while it trains, as long as its lid is open (--no-stay-awake leaves "
-    "its settings alone)."
+    "This Mac stays awake while it trains, as long as its lid is open (--no-stay-awake turns this "
+    "off)."
 )
-SAVING = "Saving, then ending. Ctrl-C again ends at once, without saving."
-NOTHING_YET = "Ending: there is nothing new to save yet."
-SAVED = "Ending: everything is saved."
+SAVING = "Saving before stopping. Press Ctrl-C again to stop at once, without saving."
+NOTHING_YET = "Stopping. There is nothing new to save yet."
+SAVED = "Stopping. Everything is saved."
 
 Show = Callable[[Event], None]
 Stop = Callable[[], bool]

@@ -31,7 +31,9 @@ MAX_CRASHES = 5  # in a row, without a new checkpoint in between
 FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice the one before
 SIGNAL_POLL_SECONDS = 0.1
 NO_CRASH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # somebody asked it to end
-MAYBE_WATCHDOG = ", on a Mac often by the GPU's watchdog, which is off while the display sleeps"
+MAYBE_WATCHDOG = (
+    ", on a Mac often by the GPU's watchdog, which is inactive while the display sleeps"
+)
 
 Tell = Callable[[str], None]
 CommandLine = Callable[[bool], list[str]]  # makes the command line, given whether to start fresh
@@ -85,7 +87,7 @@ def supervise(command: CommandLine, run: Path, fresh: bool, tell: Tell) -> int:
             if locked:
                 pause = min(2 * pause, MAX_PAUSE)
                 tell(
-                    f"Another process is using what the run {run.name} needs. Retrying in "
+                    f"Another process is using the run {run.name} or its data. Retrying in "
                     f"{amount(pause, 'seconds')}."
                 )
             else:
@@ -107,8 +109,8 @@ def supervise(command: CommandLine, run: Path, fresh: bool, tell: Tell) -> int:
 
 def _too_many(run: Path, since: str, code: int) -> MlxchatError:
     return BackendError(
-        f"The run {run.name} crashed {MAX_CRASHES} times after {since} without saving a step, the "
-        f"last time because of {_reason(code)}.",
+        f"The run {run.name} crashed {MAX_CRASHES} times after {since} without saving a "
+        f"checkpoint, most recently because of {_reason(code)}.",
         "Its error messages are above. Save more often with --save-every, or use less memory with "
         "a smaller --device-batch-size. To resume, repeat the same command.",
     )

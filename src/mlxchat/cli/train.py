@@ -60,7 +60,10 @@ def train_command(
         bool, typer.Option("--dry-run", help="Show the plan of the run without training.")
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask before a run that takes more than a day.")
+        bool,
+        typer.Option(
+            "--yes", help="Do not ask for confirmation before a run that takes more than a day."
+        ),
     ] = False,
     ranks: RankCount = 1,
     hosts: Hosts = None,
@@ -69,11 +72,11 @@ def train_command(
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
-    """Train a model, or resume a run that was interrupted.
+    """Train a model, or resume an interrupted run.
 
-    --depth alone determines the model; --budget picks the one that learns most
-    in the time you have. To resume from the newest checkpoint, repeat the same
-    command, or name the run with --resume.
+    Give --depth to choose the model's size, or --budget to get the model that learns most in the
+    time you have. To resume from the newest checkpoint, repeat the same command, or name the run
+    with --resume.
     """
     config = with_adapter(config, lora, adapter)
     if supervise and dry_run:
@@ -117,13 +120,12 @@ def mid_command(
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
-    """Train a base model further on many conversations, before sft.
+    """Mid-train a base model on a large mixture of conversations, before sft.
 
-    All of a conversation is learnt, what the user says and answers with
-    "weight": 0 too, and rows are packed without gaps. This is nanochat's
-    mid-training, meant for a large mixture of talk, questions and tools; if
-    you have a few thousand conversations, go straight to sft, which takes the
-    same files. To resume from the newest checkpoint, repeat the same command.
+    The model learns whole conversations, including the user's messages and answers with "weight":
+    0, and rows are packed without gaps. This is nanochat's mid-training, for a large mixture of
+    chat, questions and tool use. If you only have a few thousand conversations, skip it and use
+    sft, which takes the same files. To resume from the newest checkpoint, repeat the same command.
     """
     config = with_adapter(config, lora, adapter)
     from mlxchat.train.mid import MidTraining, run_mid_training
@@ -165,14 +167,14 @@ def sft_command(
     stay_awake: StayAwake = True,
     json: Json = False,
 ) -> None:
-    """Fine-tune a model on conversations, so that it answers.
+    """Fine-tune a model on conversations, which turns it into a chat model.
 
-    The loss counts only what the assistant says, and conversations are kept whole.
-    Each row of a file may be {"messages": [{"role": ..., "content": ...}]}, a bare list
-    of messages, ShareGPT, Alpaca, Dolly, a prompt with its completion, GSM8K or multiple
-    choice. An answer with "weight": 0 or "train": false is not learnt. Rows that cannot be
-    used, changes and keys that are not used are counted and reported. To resume from the
-    newest checkpoint, repeat the same command.
+    Only the assistant's messages count in the loss, and conversations are never split between rows.
+    Each line or row of a file may be {"messages": [{"role": ..., "content": ...}]}, a bare list of
+    messages, ShareGPT, Alpaca, Dolly, a prompt with its completion, GSM8K or multiple choice.
+    Answers with "weight": 0 or "train": false are left out of the loss. mlxchat reports how many
+    rows it skipped or changed, and which keys it ignored. To resume from the newest checkpoint,
+    repeat the same command.
     """
     config = with_adapter(config, lora, adapter)
     from mlxchat.train.sft import FineTuning, run_fine_tuning
@@ -208,10 +210,10 @@ def info_command(
     rank_timeout: RankTimeout = RANK_PATIENCE,
     json: Json = False,
 ) -> None:
-    """Show the size of a model, and the time and memory that training it takes here.
+    """Show a model's size, and how much time and memory its training takes here.
 
-    Takes the same options as train. With --model-tag alone it describes that run,
-    of any stage.
+    Takes the same options as train. With only --model-tag, it describes that run, whatever its
+    stage.
     """
     config = with_adapter(config, lora, adapter)
     home = Home.from_environment()
@@ -235,13 +237,13 @@ def info_command(
 def tokenizer_train_command(
     config: DataConfig,
     max_chars: Annotated[
-        int, typer.Option(min=1, help="Read at most this many characters.")
+        int, typer.Option(min=1, help="Train on at most this many characters.")
     ] = MAX_CHARACTERS,
     json: Json = False,
 ) -> None:
-    """Train a tokenizer on the training shards, replacing the existing one.
+    """Train a tokenizer on the training shards. It replaces the existing one.
 
-    Models keep the tokenizer that they were trained with.
+    Existing models keep the tokenizer they were trained with.
     """
     from mlxchat.train.inputs import open_documents
     from mlxchat.train.tokenizer import tokenizer_folder, train_tokenizer
@@ -287,7 +289,7 @@ def _say_how_long(
         return
     say("For a shorter run, say how long you have, as in --budget 1h, or set a smaller --depth.")
     if not agreed("Start it?"):
-        say("Nothing was started.")
+        say("The run was not started.")
         world.dismiss()
         raise typer.Exit(1)
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 EVAL_TOKENS = 16_384  # by default
 EvalTokens = Annotated[
-    int, typer.Option(min=0, help="Validation tokens, before and after; 0 skips validation.")
+    int,
+    typer.Option(min=0, help="Validation tokens to read, before and after; 0 skips validation."),
 ]
 
 
@@ -64,7 +65,7 @@ def measured(
 
 
 def _note_skipped(screen: Screen, error: MlxchatError) -> None:
-    screen.show(Noted(time.time(), f"Bits per byte are not measured. {error.problem}"))
+    screen.show(Noted(time.time(), f"Bits per byte were not measured. {error.problem}"))
 
 
 def loss_facts(before: Evaluated | None, after: Evaluated | None) -> dict[str, Any]:

@@ -17,19 +17,21 @@ class CoreConfig(BaseModel):
     core_every: int = Field(
         0,
         ge=0,
-        description="Steps between measurements of CORE, nanochat's metric of base models, and "
-        "after the last step; 0: never. It takes minutes on a GPU, and up to an hour on a laptop.",
+        description="Steps between evaluations on CORE, nanochat's benchmark for base models; "
+        "it also runs after the last step. 0: never. Each takes minutes on a GPU and up to an "
+        "hour on a laptop.",
     )
     core_max_per_task: int = Field(
         500,
         ge=LEAST_PER_TASK,
-        description="Maximum number of examples of each of its 22 tasks; 500 is nanochat's. With "
-        "fewer it is quicker, and its error larger.",
+        description="Maximum number of examples per task, of which CORE has 22. nanochat uses "
+        "500; fewer are quicker, with a larger error.",
     )
     core_bundle: Path | None = Field(
         None,
-        description="CORE's examples: nanochat's eval_bundle.zip, or the folder it was unpacked "
-        "to. Default: eval_bundle.zip in $MLXCHAT_HOME, which is fetched (8 MB).",
+        description="CORE's examples: nanochat's eval_bundle.zip, or the folder it was "
+        "unpacked into. Default: eval_bundle.zip in $MLXCHAT_HOME, downloaded if it is missing (8 "
+        "MB).",
     )
 
     @field_validator("core_bundle")

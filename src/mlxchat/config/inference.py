@@ -33,28 +33,33 @@ class Sampling(BaseModel):
     temperature: float = Field(
         0.6,
         ge=0,
-        description="Divisor of the logits: 0 always takes the most likely token, 1 leaves them "
-        "unchanged.",
+        description="Sampling temperature, which divides the logits: 0 always picks the most "
+        "likely token, 1 leaves the probabilities unchanged.",
     )
     top_k: int | None = Field(
         50,
         ge=1,
-        description="Keep only this many of the most likely tokens; a large number keeps all.",
+        description="Sample only from this many of the most likely tokens; a large number "
+        "keeps all.",
     )
     top_p: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Keep only the most likely tokens whose probabilities add up to this.",
+        description="Sample only from the most likely tokens whose probabilities add up to "
+        "this (nucleus sampling).",
     )
     min_p: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Keep only tokens at least this probable relative to the most likely one.",
+        description="Drop tokens less probable than this fraction of the most likely token's "
+        "probability.",
     )
     repetition_penalty: float = Field(
-        1.0, ge=1, description="Make tokens that have occurred before less likely; 1 has no effect."
+        1.0,
+        ge=1,
+        description="Make tokens that have already occurred less likely; 1 has no effect.",
     )
 
 
@@ -64,7 +69,7 @@ class TextSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_tokens: int = Field(512, ge=1, description=MAX_TOKENS)
-    seed: int = Field(42, ge=0, lt=2**64, description="Seed of the random draws.")
+    seed: int = Field(42, ge=0, lt=2**64, description="Random seed for sampling.")
 
 
 def _meaningful(system: str | None) -> str | None:
@@ -73,7 +78,7 @@ def _meaningful(system: str | None) -> str | None:
 
 
 SystemMessage = Annotated[str | None, AfterValidator(_meaningful)]
-READ_FIRST = "As in nanochat, the model reads them at the beginning of the first message."
+READ_FIRST = "As in nanochat, it is put at the start of the first message."
 
 
 class ChatSettings(TextSettings, Sampling):
@@ -82,7 +87,7 @@ class ChatSettings(TextSettings, Sampling):
     model_config = ConfigDict(title=None)
 
     system: SystemMessage = Field(
-        None, description=f"Instructions for the whole conversation. {READ_FIRST}"
+        None, description=f"System message: instructions for the whole conversation. {READ_FIRST}"
     )
 
 
@@ -92,8 +97,8 @@ TaskName = Literal["arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "s
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 ALL = "all"
 _TASKS_KNOWN = (
-    f"Give {', '.join(TASK_NAMES)} or {ALL}; or one that is made up: {', '.join(GENERATED)}, with "
-    "a level as in arithmetic-4."
+    f"Give {', '.join(TASK_NAMES)} or {ALL}; or a generated task: {', '.join(GENERATED)}, with a "
+    "level as in arithmetic-4."
 )
 
 
@@ -104,21 +109,21 @@ class ChatEvalConfig(BaseModel):
 
     tasks: str | None = Field(
         None,
-        description=f"Tasks, separated by commas: any of {', '.join(TASK_NAMES)}; or all of "
-        "these; or made-up questions that no training on that task asks: arithmetic, counting, "
-        "or one level, such as arithmetic-4 or spelling-2. Default: those of the first whose data "
-        "is present.",
+        description=f"Comma-separated tasks: any of {', '.join(TASK_NAMES)}; all, which means "
+        "these six; or generated questions that training never uses: arithmetic, counting, or a "
+        "single level, such as arithmetic-4 or spelling-2. Default: those of the six whose data "
+        "is on disk.",
     )
     task_data: Path | None = Field(
         None,
-        description="Folder of the task files, laid out as on the hub. Default: task_data in "
-        "$MLXCHAT_HOME.",
+        description="Folder with the task files, laid out as on the Hugging Face hub. "
+        "Default: task_data in $MLXCHAT_HOME.",
     )
     data: list[str] | None = Field(
         None,
-        description="Conversations in the formats of sft; repeat for several sources. Measures "
-        "the loss on the held-out conversations and checks the final replies; for builtin also "
-        "the answers to 200 questions that none of its conversations asks.",
+        description="Conversations, in any format that sft reads; repeat for several sources. "
+        "Measures the loss on the held-out ones and checks the final replies. With builtin, also "
+        "scores the answers to 200 questions that appear in none of its conversations.",
         json_schema_extra={"metavar": "PATH"},
     )
     encoding: str = Field(UTF_8, description=ENCODING)
@@ -127,19 +132,19 @@ class ChatEvalConfig(BaseModel):
         None,
         gt=0,
         lt=1,
-        description="Share of `data` that sft held out. Default: the share the model was "
-        f"fine-tuned with, or {VALIDATION_SHARE:g}.",
+        description="Fraction of `data` that sft held out. Default: the fraction the model "
+        f"was fine-tuned with, or {VALIDATION_SHARE:g}.",
     )
     max_problems: int | None = Field(
         None,
         ge=1,
-        description="Maximum number of problems per task, and of conversations; the same ones for "
-        "every model.",
+        description="Maximum number of problems per task, and of conversations; every model "
+        "gets the same ones.",
     )
-    batch_size: int = Field(16, ge=1, le=1024, description="Answers to generate at a time.")
+    batch_size: int = Field(16, ge=1, le=1024, description="Answers to generate in parallel.")
     max_tokens: int = Field(512, ge=1, le=LARGEST_CONTEXT, description=MAX_TOKENS)
     allow_code_execution: bool = Field(
-        False, description="Run the programs that the model writes for humaneval on this machine."
+        False, description="Run the programs that the model writes for humaneval, on this machine."
     )
 
     @field_validator("task_data")
@@ -178,40 +183,42 @@ class BaseEvalConfig(BaseModel):
 
     core: bool = Field(
         False,
-        description="Measure CORE, nanochat's metric of base models: 22 tasks, whose examples are "
-        "fetched once (8 MB).",
+        description="Evaluate on CORE, nanochat's benchmark for base models: 22 tasks, whose "
+        "examples are downloaded once (8 MB).",
     )
     tasks: str | None = Field(
         None,
-        description="Tasks of CORE, separated by commas, such as arc_easy,squad. Default: all.",
+        description="Comma-separated CORE tasks, such as arc_easy,squad. Default: all.",
     )
     max_per_task: int | None = Field(
         None,
         ge=1,
         description="Maximum number of examples per task: the first ones in nanochat's order. "
-        "nanochat takes 500 during training. Default: all, about 91,000.",
+        "During training, nanochat uses 500. Default: all, about 91,000 in total.",
     )
     bundle: Path | None = Field(
         None,
-        description="CORE's examples: nanochat's eval_bundle.zip, or the folder it was unpacked "
-        "to. Default: eval_bundle.zip in $MLXCHAT_HOME.",
+        description="CORE's examples: nanochat's eval_bundle.zip, or the folder it was "
+        "unpacked into. Default: eval_bundle.zip in $MLXCHAT_HOME.",
     )
     memory_limit: str | None = Field(
         None,
-        description="Memory to measure CORE in, such as 12GB or 800MB: as many examples are read "
-        "at a time as fit beside the model. Default: 90% of what is free.",
+        description="Memory for the CORE evaluation, such as 12GB or 800MB. As many examples "
+        "are batched as fit beside the model. Default: 90% of free memory.",
     )
     text: list[str] | None = Field(
         None,
-        description="A file to measure the bits per byte of; repeat for several. Text, or rows "
-        "with a column text, compressed or not.",
+        description="File on which to measure bits per byte: plain text, or rows with a "
+        "column named text, compressed or not. Repeat for several files.",
         json_schema_extra={"metavar": "PATH"},
     )
     validation: bool = Field(
-        False, description="Measure the bits per byte of the run's validation text."
+        False, description="Measure bits per byte on the run's validation text."
     )
-    eval_tokens: int = Field(65_536, ge=1, description="Validation tokens.")
-    samples: bool = Field(False, description="Have the model continue nanochat's seven prompts.")
+    eval_tokens: int = Field(65_536, ge=1, description="Number of validation tokens to read.")
+    samples: bool = Field(
+        False, description="Show how the model continues nanochat's seven prompts."
+    )
 
     @field_validator("bundle")
     @classmethod
@@ -228,7 +235,7 @@ class BaseEvalConfig(BaseModel):
         given = [name for name in ("max_per_task", "bundle") if getattr(self, name) is not None]
         if given and not (self.wants_core or self.names_nothing):
             raise ConfigError(
-                f"`{given[0]}` is for CORE, which is not among what is to be measured.",
+                f"`{given[0]}` applies to CORE, which is not being measured.",
                 f"Add `core`, or leave out `{given[0]}`.",
             )
         return self
@@ -250,10 +257,14 @@ class BenchConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     arch: Architecture = Field(
-        "classic", description="classic: nanochat as of October 2025; modern: as of July 2026."
+        "classic",
+        description="classic: nanochat as of October 2025; modern: nanochat as of July 2026.",
     )
     depth: int = Field(
-        4, ge=1, le=LARGEST_DEPTH, description="Number of layers; the width is 64 times as large."
+        4,
+        ge=1,
+        le=LARGEST_DEPTH,
+        description="Number of layers. The model's width is 64 times the depth.",
     )
     head_dim: int = Field(
         HEAD_DIM,
@@ -263,9 +274,12 @@ class BenchConfig(BaseModel):
     max_seq_len: int = Field(
         512, ge=16, le=LARGEST_CONTEXT, description="Context length in tokens."
     )
-    device_batch_size: int = Field(8, ge=1, le=10**9, description="Rows in a training micro-batch.")
-    vocab_size: int = Field(4096, ge=265, le=1_000_000, description="Tokens in the vocabulary.")
-    steps: int = Field(20, ge=3, description="Training steps to time; the median counts.")
+    device_batch_size: int = Field(8, ge=1, le=10**9, description="Rows per training micro-batch.")
+    vocab_size: int = Field(4096, ge=265, le=1_000_000, description="Vocabulary size in tokens.")
+    steps: int = Field(20, ge=3, description="Training steps to time; the median is reported.")
     seconds: float = Field(
-        30, gt=0, description="Train for at most this many seconds once three steps are timed."
+        30,
+        gt=0,
+        description="Stop training after this many seconds, once at least three steps "
+        "have been timed.",
     )

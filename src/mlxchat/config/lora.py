@@ -17,8 +17,8 @@ class LoraTraining(LoraConfig):
         LEARNING_RATE,
         gt=0,
         le=10,
-        description="Highest learning rate of the adapter, which AdamW trains. Measured on "
-        "quickstart's model, 0.001 to 0.003 do about the same, and 0.01 diverges.",
+        description="Peak AdamW learning rate of the adapter. On quickstart's model, 0.001 to "
+        "0.003 do about equally well and 0.01 diverges.",
     )
 
     @property
@@ -34,8 +34,8 @@ class AdapterRun(BaseModel):
 
     lora: LoraTraining | None = Field(
         None,
-        description="Train an adapter on the model, which stays as it is, and may be quantized: "
-        "True, or the settings of the adapter. Default: train all of the model.",
+        description="Train an adapter and leave the model itself unchanged; the model may be "
+        "quantized. Pass True, or the adapter's settings. Default: train the whole model.",
     )
 
     @field_validator("lora", mode="before")
@@ -56,7 +56,6 @@ class AdapterRun(BaseModel):
         changed = [name for name in without if getattr(self, name) != fields[name].default]
         for name in changed if self.lora is not None else ():
             raise ConfigError(
-                f"`{name}` has no effect on an adapter, which `lora` trains.",
-                "Leave one of them out; an adapter has a `learning_rate` and a `dropout` of its "
-                "own.",
+                f"`{name}` has no effect with `lora`, which trains only an adapter.",
+                "Leave one of them out. An adapter has its own `learning_rate` and `dropout`.",
             )

@@ -16,17 +16,20 @@ class MidConfig(ConversationConfig):
     source: str | None = Field(
         None,
         json_schema_extra={"metavar": "MODEL", "complete": "runs"},
-        description="Model to train further: the name of a run, or a model directory. Default: "
-        "the base model saved last.",
+        description="Model to train further: the name of a run, or a model directory. "
+        "Default: the most recently saved base model.",
     )
     init_lr_frac: float = Field(
         1.0,
         gt=0,
         le=10,
-        description="Learning rates as a share of those of pretraining (for a modern model, "
-        "before scaling by the batch).",
+        description="Initial learning rates as a fraction of pretraining's (for a modern "
+        "model, before scaling by batch size).",
     )
     warmdown_ratio: float = Field(
-        0.2, ge=0, le=1, description="Share of the steps over which the learning rate falls."
+        0.2,
+        ge=0,
+        le=1,
+        description="Cool-down: fraction of the steps over which the learning rate decays.",
     )
     eval_every: int = Field(150, ge=0, description="Steps between evaluations; 0: never.")

@@ -80,15 +80,19 @@ class DataConfig(BaseModel):
         DEFAULT_DATASET,
         pattern=NAME_PATTERN,
         json_schema_extra={"metavar": "NAME", "complete": "datasets"},
-        description=f"{dataset_names()}, builtin, or the name of your own text added with "
+        description=f"{dataset_names()}, builtin, or the name you gave your own text in "
         "`mlxchat data fetch`.",
     )
     data_dir: Path | None = Field(
-        None, description="Train on this folder of shards instead; the last one is for validation."
+        None,
+        description="Train on this folder of shards instead of a dataset; the last shard is "
+        "used for validation.",
     )
-    num_shards: int | None = Field(None, ge=1, description="Training shards to use. Default: all.")
+    num_shards: int | None = Field(
+        None, ge=1, description="Number of training shards to use. Default: all."
+    )
     streaming: bool = Field(
-        False, description="Download shards just before they are needed, and delete them after use."
+        False, description="Download each shard just before it is needed, and delete it after use."
     )
     max_cached_shards: int = Field(
         20, ge=2, description="With `streaming`: maximum number of training shards on disk."
@@ -96,25 +100,25 @@ class DataConfig(BaseModel):
     endpoint: str | None = Field(
         None,
         repr=False,
-        description="Hub to download from. A name, password or token in it is not saved. Default: "
-        "$HF_ENDPOINT, or https://huggingface.co.",
+        description="URL of the hub to download from. Credentials in it are not saved. "
+        "Default: $HF_ENDPOINT, or https://huggingface.co.",
     )
     tokenizer_dir: Path | None = Field(
-        None, description="Folder of the tokenizer. Default: in $MLXCHAT_HOME."
+        None, description="Folder of the tokenizer. Default: a folder in $MLXCHAT_HOME."
     )
     vocab_size: int | None = Field(
         None,
         ge=265,
         le=1_000_000,
-        description="Vocabulary size of the tokenizer, if one is trained. Default: 65,536, modern "
+        description="Vocabulary size, if a new tokenizer is trained. Default: 65,536; modern "
         "32,768; smaller if there is little text.",
     )
     seed: int = Field(
         42,
         ge=0,
         lt=2**32,
-        description="Random seed of the initial parameters, of the built-in corpus, and of the "
-        "order of documents that are seen again.",
+        description="Random seed for the initial weights, the built-in corpus, and the order "
+        "of documents after the first epoch.",
     )
 
     @field_validator("data_dir", "tokenizer_dir")
@@ -149,40 +153,42 @@ class PretrainConfig(AdapterRun, RunConfig, CoreConfig, DataConfig):
 
     recipe: RecipeName | None = Field(
         None,
-        description="The defaults of the options below. classic: nanochat's of October 2025; "
-        "modern: nanochat's of July 2026; budget: what learns most in the time there is. Default: "
-        "budget with `budget`, otherwise that of `arch`.",
+        description="Set of defaults for the options below. classic: nanochat's as of October "
+        "2025; modern: nanochat's as of July 2026; budget: what learns most in the given time. "
+        "Default: budget with `budget`, otherwise the one named like `arch`.",
     )
     arch: Architecture | None = Field(
         None,
-        description="classic: nanochat's network as of October 2025; modern: as of July 2026. "
-        "Default: the recipe's; classic without one.",
+        description="Architecture. classic: nanochat's as of October 2025; modern: nanochat's "
+        "as of July 2026. Default: the recipe's, or classic.",
     )
     depth: int | None = Field(
         None,
         ge=1,
         le=LARGEST_DEPTH,
         json_schema_extra={"none": "auto"},
-        description="Number of layers, which sets the size of the model: the width is 64 times "
-        "as large. Default: 12; with `budget`: auto, the depth that learns most in that time.",
+        description="Number of layers, which determines the model's size: its width is 64 "
+        "times the depth. Default: 12; with `budget`: auto, the depth that learns most in that "
+        "time.",
     )
     init_from: str | None = Field(
         None,
         json_schema_extra={"metavar": "MODEL", "complete": "runs"},
         description="Start from the weights of this model: the name of a run, or a model "
-        "directory. The run takes over its shape and tokenizer.",
+        "directory. The new run has the same shape and tokenizer.",
     )
     budget: str | None = Field(
         None,
         json_schema_extra={"metavar": "TIME"},
-        description="Total time to train for, such as 90s, 30m, 1h30m or 2d. Measures the speed "
-        "of this machine and chooses the model, the batch size and the number of steps to fit.",
+        description="Total training time, such as 90s, 30m, 1h30m or 2d. mlxchat measures "
+        "this machine's speed, and chooses the model, the batch size and the number of steps to "
+        "fit.",
     )
     preset: Preset | None = Field(
         None,
         json_schema_extra={"metavar": "NAME"},
-        description="Shorthand for other options, which take precedence if given as well: "
-        f"{describe_presets()}.",
+        description="Shorthand for a group of options; any of them that you also give takes "
+        f"precedence. {describe_presets()}.",
     )
     head_dim: int = Field(
         128, ge=2, description="Width of an attention head (an upper bound for classic models)."
@@ -191,34 +197,34 @@ class PretrainConfig(AdapterRun, RunConfig, CoreConfig, DataConfig):
         2048,
         ge=2,
         le=LARGEST_CONTEXT,
-        description="Context length in tokens. With `recipe=budget` shorter in short runs.",
+        description="Context length in tokens. With `recipe=budget`, short runs use less.",
     )
     window_pattern: str | None = Field(
         None,
         pattern=WINDOW_LETTERS,
-        description="Attention window of each layer, repeated over the layers: S is a quarter of "
+        description="Attention window per layer, repeated over the layers: S is a quarter of "
         "the context, L all of it. Default: SSSL for modern; L for classic and budget.",
     )
     num_iterations: int | None = Field(
         None,
         ge=1,
         le=LARGEST_COUNT,
-        description="Optimizer steps. Default: from the data ratio, or the budget.",
+        description="Number of optimizer steps. Default: derived from the data ratio or the "
+        "budget.",
     )
     target_param_data_ratio: float | None = Field(
         None,
         ge=1e-3,
         le=1e6,
         description="Training tokens per parameter. Default: 20; modern 12, counting only the "
-        "matrices and the head. With `depth=auto` only the matrices count. Default with "
-        "`recipe=budget`: 1 to 12.",
+        "matrices and the head; budget 1 to 12. With `depth=auto`, only the matrices count.",
     )
     total_batch_size: int | None = Field(
         None,
         ge=1,
         le=LARGEST_COUNT,
-        description="Tokens in an optimizer step, over all accumulated micro-batches. Default: "
-        "524,288; modern: from the data ratio; smaller with `budget`.",
+        description="Tokens per optimizer step, summed over accumulated micro-batches. "
+        "Default: 524,288; modern: derived from the data ratio; smaller with `budget`.",
     )
     embedding_lr: float | None = Field(
         None, gt=0, description="AdamW learning rate of the embedding. Default: 0.2; modern 0.3."
@@ -243,32 +249,32 @@ class PretrainConfig(AdapterRun, RunConfig, CoreConfig, DataConfig):
         None,
         ge=0,
         lt=1,
-        description="Share of activations that are zeroed at random in training; with `lora`, of "
-        "what the adapter reads. Default: 0; budget up to 0.3, where the text is read more than "
-        "3 times.",
+        description="Dropout probability; with `lora`, of the adapter's inputs. Default: 0; "
+        "budget up to 0.3 when the text is read more than 3 times.",
     )
     grad_clip: float | None = Field(
         None,
         ge=0,
-        description="Largest gradient norm; 0 disables clipping. Default: 1; modern 0.",
+        description="Maximum gradient norm; 0 disables clipping. Default: 1; modern 0.",
     )
     warmup_steps: int | None = Field(
         None,
         ge=0,
-        description="Steps over which the learning rate rises. Default: 0; modern 40; budget 20.",
+        description="Warm-up: steps over which the learning rate rises. Default: 0; modern "
+        "40; budget 20.",
     )
     warmdown_ratio: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Share of the steps over which the learning rate falls. Default: 0.2; modern "
-        "and budget 0.65.",
+        description="Cool-down: fraction of the steps over which the learning rate decays. "
+        "Default: 0.2; modern and budget 0.65.",
     )
     final_lr_frac: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Final learning rate as a share of the full one. Default: 0; modern 0.05.",
+        description="Final learning rate as a fraction of the peak. Default: 0; modern 0.05.",
     )
 
     @model_validator(mode="before")
@@ -289,37 +295,37 @@ class PretrainConfig(AdapterRun, RunConfig, CoreConfig, DataConfig):
     def _require_effect(self) -> "PretrainConfig":
         if self.recipe == "budget" and not self.budget:
             raise ConfigError(
-                "The recipe for budgets follows from the time there is, and none is given.",
+                "`recipe=budget` needs a time budget, and none is given.",
                 "Give a `budget`, such as `budget=1h`, or use another `recipe`.",
             )
         if self.recipe in ("classic", "modern") and self.arch not in (None, self.recipe):
             raise ConfigError(
-                f"`recipe={self.recipe}` does not go with `arch={self.arch}`.",
+                f"`recipe={self.recipe}` cannot be combined with `arch={self.arch}`.",
                 "Leave one of them out.",
             )
         if self.architecture == "classic" and self.scalar_lr is not None:
             raise ConfigError(
-                "The classic architecture has no scalars that `scalar_lr` would train.",
+                "The classic architecture has no scalars for `scalar_lr` to train.",
                 "Leave it out, or use `arch=modern`.",
             )
         if self.architecture == "classic" and "S" in (self.window_pattern or ""):
             raise ConfigError(
-                "The classic architecture has no short windows: "
+                "The classic architecture does not support short windows: "
                 f"`window_pattern={self.window_pattern}`.",
                 "Leave it out, or use `arch=modern`.",
             )
         if self.budget and self.num_iterations:
             preset = PRESETS[self.preset] if self.preset else {}
-            of = dict.fromkeys(preset, f" (of `preset={self.preset}`)")
+            of = dict.fromkeys(preset, f" (from `preset={self.preset}`)")
             raise ConfigError(
                 f"`budget={self.budget}`{of.get('budget', '')} determines the number of steps: "
-                f"`num_iterations={self.num_iterations}`{of.get('num_iterations', '')} does not "
-                "go with it.",
+                f"`num_iterations={self.num_iterations}`{of.get('num_iterations', '')} cannot be "
+                "given as well.",
                 "Leave one of them out.",
             )
         if self.lora and self.init_from is None:
             raise ConfigError(
-                "`lora` trains an adapter on a model, and none is named.",
+                "`lora` trains an adapter on an existing model, and none is named.",
                 "Name the model with `init_from`.",
             )
         self.require_effect(

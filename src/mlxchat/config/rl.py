@@ -30,94 +30,112 @@ class RlConfig(AdapterRun, RunConfig):
     source: str | None = Field(
         None,
         json_schema_extra={"metavar": "MODEL", "complete": "runs"},
-        description="Model to begin with, fine-tuned on conversations: the name of a run, or a "
-        "model directory. Default: the fine-tuned model saved last.",
+        description="Model to start from, fine-tuned on conversations: the name of a run, or "
+        "a model directory. Default: the most recently saved fine-tuned model.",
     )
     step: int | None = Field(
-        None, ge=0, description="Saved step of that model. Default: the newest."
+        None, ge=0, description="Step of that model's checkpoint. Default: the newest."
     )
     task: str = Field(
         "arithmetic",
         json_schema_extra={"metavar": "NAME|PATH"},
-        description="Questions whose answers can be checked: arithmetic, spelling or counting "
+        description="Questions with checkable answers: arithmetic, spelling or counting "
         "(generated), gsm8k, or a .jsonl file with a question and an answer in each row.",
     )
     level: int | None = Field(
         None,
         ge=1,
-        description="Difficulty of generated questions. Default: the one of which the model now "
-        "gets 20 to 60% right.",
+        description="Difficulty of generated questions. Default: the level at which the model "
+        "currently answers 20 to 60% correctly.",
     )
     calculator: bool = Field(
-        False, description="Arithmetic is asked so that the calculator answers it."
+        False, description="Word arithmetic questions so that the model uses its calculator."
     )
     task_data: Path | None = Field(
         None,
-        description="Folder of gsm8k's files, laid out as on the hub. Default: task_data in "
-        "$MLXCHAT_HOME.",
+        description="Folder with gsm8k's files, laid out as on the Hugging Face hub. Default: "
+        "task_data in $MLXCHAT_HOME.",
     )
     reward: list[str] | None = Field(
         None,
         json_schema_extra={"metavar": "FILE:FUNCTION"},
-        description="Python function of your own that takes prompt, completion and answer as "
-        "texts and returns a number; or answer, the task's own check, or form, 1 if there is a "
-        "number where the answer is looked for. Append :0.5 to weight it; repeat for a sum of "
-        "several. Default: answer.",
+        description="Reward: your own Python function, which takes prompt, completion and "
+        "answer as strings and returns a number; or answer, the task's own check; or form, which "
+        "is 1 if the completion has a number where the answer should be. Append :0.5 to weight "
+        "it. Repeat to add up several. Default: answer.",
     )
-    examples: int = Field(16, ge=1, le=4096, description="Questions in a step.")
-    samples: int = Field(16, ge=2, le=4096, description="Answers that are drawn to each question.")
+    examples: int = Field(16, ge=1, le=4096, description="Questions per step.")
+    samples: int = Field(16, ge=2, le=4096, description="Answers to sample per question.")
     max_tokens: int = Field(
         256, ge=1, le=LARGEST_CONTEXT, description="Maximum length of an answer in tokens."
     )
     temperature: float = Field(
-        1.0, gt=0, le=100, description="Divisor of the logits when answers are drawn."
+        1.0, gt=0, le=100, description="Sampling temperature for these answers."
     )
     top_k: int | None = Field(
-        50, ge=1, description="Draw among so many of the likeliest tokens; a large number: all."
+        50,
+        ge=1,
+        description="Sample only from this many of the most likely tokens; a large "
+        "number keeps all.",
     )
     advantage: Literal["mean", "std"] = Field(
         "mean",
-        description="What a reward counts for: its difference to the mean of the question's "
-        "rewards, or that divided by their standard deviation, by which hard and easy questions "
-        "count more.",
+        description="Advantage of an answer. mean: its reward minus the mean reward for that "
+        "question; std: that difference divided by the standard deviation, which gives hard and "
+        "easy questions more weight.",
     )
     skip_equal: bool = Field(
         False,
-        description="Average over the questions only whose answers got different rewards. The "
-        "others have no gradient; by default they count as zeros.",
+        description="Average the loss only over questions whose answers got different "
+        "rewards. The others contribute no gradient; by default they count as zeros.",
     )
     pass_size: int | None = Field(
         None,
         ge=1,
-        description="Answers to a question over whose tokens the loss is averaged: in short ones "
-        f"a token counts more. Default: {PASS_SIZE}, or all if that does not divide them.",
+        description="Answers to one question whose tokens are averaged together in the loss. "
+        "The fewer there are, the more each token of a short answer counts. Default: "
+        f"{PASS_SIZE}, or all if {PASS_SIZE} does not divide them.",
     )
     epochs: int | None = Field(
-        None, ge=1, le=1000, description="Passes through the questions. Default: one."
+        None, ge=1, le=1000, description="Passes over the questions. Default: 1."
     )
     num_iterations: int | None = Field(
-        None, ge=1, le=LARGEST_COUNT, description="Optimizer steps. Default: from the epochs."
+        None,
+        ge=1,
+        le=LARGEST_COUNT,
+        description="Number of optimizer steps. Default: derived from the epochs.",
     )
-    embedding_lr: float = Field(0.2, ge=0, le=10, description="AdamW's rate of the embedding.")
-    unembedding_lr: float = Field(0.004, ge=0, le=10, description="AdamW's rate of the head.")
-    matrix_lr: float = Field(0.02, ge=0, le=10, description="Muon's rate of the matrices.")
-    init_lr_frac: float = Field(0.05, gt=0, le=10, description="Factor on all learning rates.")
+    embedding_lr: float = Field(
+        0.2, ge=0, le=10, description="AdamW learning rate of the embedding."
+    )
+    unembedding_lr: float = Field(
+        0.004, ge=0, le=10, description="AdamW learning rate of the head."
+    )
+    matrix_lr: float = Field(0.02, ge=0, le=10, description="Muon learning rate of the matrices.")
+    init_lr_frac: float = Field(
+        0.05, gt=0, le=10, description="Factor applied to all learning rates."
+    )
     schedule: Literal["linear", "cosine"] = Field(
-        "linear", description="How the learning rates fall to 0."
+        "linear", description="How the learning rates decay to 0."
     )
     weight_decay: float = Field(0.0, ge=0, le=10, description="Weight decay.")
-    grad_clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0 disables clipping.")
+    grad_clip: float = Field(0.0, ge=0, description="Maximum gradient norm; 0 disables clipping.")
     eval_every: int = Field(20, ge=0, description="Steps between evaluations; 0: never.")
     eval_questions: int = Field(
-        200, ge=1, le=100_000, description="Held-out questions in an evaluation, at most."
+        200, ge=1, le=100_000, description="Maximum number of held-out questions per evaluation."
     )
     eval_samples: int = Field(
-        8, ge=1, le=256, description="Answers to each of them: pass@k is shown for this k."
+        8,
+        ge=1,
+        le=256,
+        description="Answers to sample per held-out question, which is the k of pass@k.",
     )
     sample_every: int = Field(20, ge=0, description="Steps between samples; 0: never.")
-    save_every: int = Field(20, ge=0, description="Steps between checkpoints; 0: only the last.")
+    save_every: int = Field(
+        20, ge=0, description="Steps between checkpoints; 0: save only the last step."
+    )
     seed: int = Field(
-        42, ge=0, lt=2**32, description="Random seed of the questions, their order and the draws."
+        42, ge=0, lt=2**32, description="Random seed for the questions, their order and sampling."
     )
 
     @field_validator("task_data")
@@ -130,7 +148,7 @@ class RlConfig(AdapterRun, RunConfig):
         if self.epochs and self.num_iterations:
             raise ConfigError(
                 f"`epochs={self.epochs}` determines the number of steps: "
-                f"`num_iterations={self.num_iterations}` does not go with it.",
+                f"`num_iterations={self.num_iterations}` cannot be given as well.",
                 "Leave one of them out.",
             )
         if self.samples % self.samples_per_pass:

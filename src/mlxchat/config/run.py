@@ -25,36 +25,36 @@ class MemoryConfig(BaseModel):
     memory_limit: str | None = Field(
         None,
         json_schema_extra={"metavar": "SIZE"},
-        description="Memory to train in, such as 12GB, 800MB or 7.5GiB. Chooses the fastest "
-        "combination of micro-batch size, gradient checkpointing and loss chunks that fits. "
-        "least: as little as this model can be trained in, or 512 MiB. Default: 90% of what is "
-        "free; on a Mac at most what the system recommends for its GPU, two thirds of memory or "
-        "more.",
+        description="Memory that training may use, such as 12GB, 800MB or 7.5GiB. mlxchat "
+        "picks the fastest combination of micro-batch size, gradient checkpointing and loss "
+        "chunks that fits. least: the minimum for this model, but not below 512 MiB. Default: 90% "
+        "of free memory; on a Mac, at most the system's recommendation for the GPU, which is two "
+        "thirds of memory or more.",
     )
     grad_checkpoint: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Recompute the activations of each layer in the backward pass instead of "
-        "storing them: less memory, a third more computation. auto: only if training does not "
+        description="Recompute each layer's activations in the backward pass instead of "
+        "storing them: less memory, a third more computation. auto: only if training would not "
         "fit otherwise.",
     )
     device_batch_size: int | None = Field(
         None,
         ge=1,
-        description="Rows in a micro-batch. Default: the smallest number that is within 2% of the "
-        "fastest that fits.",
+        description="Rows per micro-batch. Default: of the sizes that fit, the smallest "
+        "within 2% of the fastest.",
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
-        description="Precision of the activations; weights and optimizer are float32. auto: "
-        "float32 on a CPU, bfloat16 on a GPU unless its float32 products are faster (M1, M2).",
+        description="Precision of the activations; weights and optimizer state are float32. "
+        "auto: float32 on a CPU; bfloat16 on a GPU, unless its float32 is faster (M1, M2).",
     )
     wired_limit: str | None = Field(
         None,
         json_schema_extra={"metavar": "SIZE"},
-        description="Memory of MLX that macOS must not swap out, such as 8GB; Macs with macOS 15 "
-        "only. auto: what training is expected to take and 4 GB, at most what the system "
-        "recommends for its GPU. Can be faster; but all other programs have to share the rest, "
-        "and where that is too little the Mac can hang. Default: none.",
+        description="Memory that macOS may not swap out, such as 8GB; needs macOS 15. auto: "
+        "training's expected memory plus 4 GB, at most the system's recommendation for the GPU. "
+        "This can be faster, but all other programs share the rest, and a Mac with too little "
+        "left can hang. Default: none.",
     )
 
     @field_validator("memory_limit", "wired_limit")
@@ -72,7 +72,9 @@ class MemoryConfig(BaseModel):
 
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a run or a dataset, which name folders
-NAME_IN_WORDS = "only letters, digits, '.', '_' and '-', first a letter or digit, at most 100"
+NAME_IN_WORDS = (
+    "only letters, digits, '.', '_' and '-', at most 100 of them, the first a letter or digit"
+)
 LARGEST_COUNT = 10**15  # of steps, or of tokens in one
 SAMPLINGS = 5  # in a run, by default
 
@@ -145,33 +147,37 @@ class RunConfig(MemoryConfig):
     eval_tokens: int | None = Field(
         None,
         ge=1,
-        description="Validation tokens per evaluation. Default: 20 times the total batch (5 times "
-        "with `budget`), or as many as there are.",
+        description="Validation tokens per evaluation. Default: 20 times the total batch size "
+        "(5 times with `budget`), or all of them if there are fewer.",
     )
     sample_every: int | None = Field(
         None,
         ge=0,
-        description="Steps between samples of what the model writes, two each time; 0: never. "
-        "Default: a fifth of the run. After the last step there are more.",
+        description="Steps between samples of the model's text, two each time; 0: never. Default: "
+        "a fifth of the run. More are written after the last step.",
     )
     save_every: int = Field(
         50,
         ge=0,
-        description="Steps between checkpoints; 0: only the last one. Where text is read again, "
-        "a step that is the best so far is saved, too.",
+        description="Steps between checkpoints; 0: save only the last step. If the text is "
+        "read more than once, every new best step is saved too.",
     )
-    keep: int = Field(3, ge=1, description="Newest checkpoints to keep, beside the best one.")
+    keep: int = Field(
+        3, ge=1, description="Number of recent checkpoints to keep, in addition to the best one."
+    )
     model_tag: str | None = Field(
         None,
         pattern=NAME_PATTERN,
         json_schema_extra={"metavar": "NAME", "complete": "runs"},
-        description="Name of the run. Default: from its settings, such as d12, auto-2h or d12-sft.",
+        description="Name of the run. Default: derived from its settings, such as d12, "
+        "auto-2h or d12-sft.",
     )
 
     track: TrackerName | None = Field(
         None,
-        description="Send settings, metrics and samples of the run to a tracker, too; "
-        "docs/tracking.md says which, and where they go. Each tracker needs the extra of its name.",
+        description="Also send the run's settings, metrics and samples to an experiment "
+        "tracker. docs/tracking.md says exactly what is sent, and where. Each tracker needs the "
+        "extra of the same name.",
     )
 
     @property

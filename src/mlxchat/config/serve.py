@@ -27,60 +27,65 @@ class ServeConfig(BaseModel):
 
     host: str = Field(
         "127.0.0.1",
-        description="Address to listen on. Another one than this machine's own needs `api_key` or "
-        "`insecure`; 0.0.0.0 is all.",
+        description="Address to listen on; 0.0.0.0 means all interfaces. Any address that "
+        "other machines can reach needs `api_key` or `insecure`.",
     )
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     api_key: str | None = Field(
         None,
         repr=False,
         validate_default=True,
-        description=f"Key that clients must send. Others can see it in the list of processes: "
-        f"better set ${API_KEY}.",
+        description="Key that clients must send. Other users can see it in the process list, "
+        f"so prefer setting ${API_KEY}.",
     )
     insecure: bool = Field(
         False,
-        description="Listen on another address without a key: whoever reaches it can use the "
-        "model.",
+        description="Allow other machines to connect without a key. Anyone who can reach the "
+        "address can use the model.",
     )
     allow_host: list[str] | None = Field(
         None,
-        description="Further name by which clients reach the server, as through a proxy or from "
-        "a container: host.docker.internal. Repeat for several.",
+        description="Additional host name under which clients reach the server, such as "
+        "host.docker.internal from a container, or a proxy's name. Repeat for several.",
         json_schema_extra={"metavar": "NAME"},
     )
     cors_origin: list[str] | None = Field(
         None,
-        description="Origin of web pages that may use the server, such as http://localhost:3000; "
-        f"repeat for several, {ANY_ORIGIN} for all. Default: none but its own.",
+        description="Origin of web pages that may use the server, such as "
+        f"http://localhost:3000, or {ANY_ORIGIN} for all. Repeat for several. Default: only the "
+        "server's own page.",
         json_schema_extra={"metavar": "ORIGIN"},
     )
-    slots: int = Field(16, ge=1, le=256, description="Answers to generate at a time.")
+    slots: int = Field(16, ge=1, le=256, description="Answers to generate in parallel.")
     queue: int = Field(
-        64, ge=1, le=10_000, description="Answers that may wait for a slot; then 429 is the reply."
+        64,
+        ge=1,
+        le=10_000,
+        description="Requests that may wait for a slot. Beyond that, the "
+        "server replies with status 429.",
     )
     cache: str = Field(
-        "1GB", description="Memory for prompts that were read, so that they are not read again."
+        "1GB", description="Memory for the prompt cache, which saves reading the same prompt twice."
     )
     max_tokens: int = Field(
         512,
         ge=1,
         le=LARGEST_CONTEXT,
-        description="Maximum length of an answer in tokens, unless the request has one. Of "
-        f"completions it is {COMPLETION_TOKENS}, as OpenAI's, if this is not given.",
+        description="Maximum length of an answer in tokens, if the request sets none. If you "
+        f"leave this out, /v1/completions uses {COMPLETION_TOKENS}, as OpenAI does.",
     )
     system: SystemMessage = Field(
         None,
-        description=f"Instructions for conversations that bring none of their own. {READ_FIRST}",
+        description=f"System message for conversations that have none. {READ_FIRST}",
     )
     seed: int | None = Field(
         None,
         ge=0,
         lt=2**64,
-        description="Seed of the random draws of requests without one. Default: random.",
+        description="Random seed for requests that set none. Default: random.",
     )
     timeout: float = Field(
-        600, gt=0, le=86_400, description="Seconds after which an answer is ended."
+        600, gt=0, le=86_400, description="Seconds after which an unfinished answer is cut off."
     )
 
     @property
@@ -103,7 +108,8 @@ class ServeConfig(BaseModel):
     def _can_be_sent(cls, key: str | None) -> str | None:
         if key is not None and not _KEY.fullmatch(key):
             raise ConfigError(
-                "The `api_key` cannot be used.", "Give 8 or more letters, digits or signs."
+                "The `api_key` is not valid.",
+                "Use 8 to 500 letters, digits and ASCII punctuation marks, without spaces.",
             )
         return key
 
@@ -113,8 +119,8 @@ class ServeConfig(BaseModel):
         for name in names or ():
             if not _NAME.fullmatch(name.lower()):
                 raise ConfigError(
-                    f"`allow_host={name}` is no name of a host.",
-                    "A name is like host.docker.internal, without http:// and port.",
+                    f"`allow_host={name}` is not a host name.",
+                    "Write it like host.docker.internal, without http:// and port.",
                 )
         return names and [name.lower() for name in names]
 
@@ -124,8 +130,8 @@ class ServeConfig(BaseModel):
         for origin in origins or ():
             if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(
-                    f"`cors_origin={origin}` is no origin.",
-                    "An origin is like http://localhost:3000, in lower case, without a path.",
+                    f"`cors_origin={origin}` is not an origin.",
+                    "Write it like http://localhost:3000, in lower case and without a path.",
                 )
         return origins
 
@@ -139,7 +145,7 @@ class ServeConfig(BaseModel):
         if not (self.loopback or self.api_key or self.insecure):
             raise ConfigError(
                 f"`host={self.host}` can be reached from other machines, and there is no key.",
-                f"Set ${API_KEY} to a key that clients send, or give `insecure`.",
+                f"Set ${API_KEY} to a key that clients must send, or give `insecure`.",
             )
         return self
 

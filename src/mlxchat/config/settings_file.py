@@ -64,7 +64,7 @@ class SettingsFile:
         except (ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{path} is not TOML: {_in_words(error, text)}.",
-                'Write a setting on each line, such as depth = 4 or budget = "1h".',
+                'Write one setting per line, such as depth = 4 or budget = "1h".',
             ) from error
         file = cls(
             path, text, kind, {name: _named_none(kind, name, values[name]) for name in values}
@@ -103,7 +103,7 @@ class SettingsFile:
                 place = [str(part) for part in fault["loc"] if isinstance(part, str)]
                 self._refuse(place or [name], spell_fault(fault))
             except TypeError:  # a date or a time, which no setting is
-                self._refuse([name], "a date or a time is not what it can be")
+                self._refuse([name], "it cannot be a date or a time")
 
     def _check_adapter(self, table: Mapping[str, object]) -> None:
         known = LoraTraining.model_fields
@@ -131,16 +131,16 @@ class SettingsFile:
         """Return what to do about an unknown key."""
         known, value = self.kind.model_fields, self.values[name]
         if name in LoraTraining.model_fields and _ADAPTER in known:
-            return f"It is a setting of an adapter: write it below a line [{_ADAPTER}]."
+            return f"It is an adapter setting: put it below a line [{_ADAPTER}]."
         if name in options:
-            return f"It is an option of the command line: `{name}`."
+            return f"It can only be given on the command line: `{name}`."
         if nearest := get_close_matches(name, [_ADAPTER] if isinstance(value, dict) else known, 1):
             return f"Did you mean {nearest[0]}?"
         if isinstance(value, dict):
-            return (
-                f"Leave out the line [{name}] and keep what is below it: settings have no groups."
-            )
-        return "A key is an option of the command without its dashes, and with _ for -."
+            return f"Remove the line [{name}] and keep what is below it: settings are not grouped."
+        return (
+            "Write each key as the command's option without the leading dashes, and with _ for -."
+        )
 
     def _place(self, *path: str) -> str:
         number = line_of(self.text, path)
@@ -189,17 +189,17 @@ def _holds(text: str, path: Collection[str]) -> bool | None:
 def _parsed(text: str) -> dict[str, Any]:
     values: dict[str, Any] = tomllib.loads(text)
     if is_deep(values):
-        raise ValueError("too much is nested")
+        raise ValueError("it is nested too deeply")
     return values
 
 
 def _in_words(error: Exception, text: str) -> str:
     """Return what is wrong with a text that is not TOML."""
     if isinstance(error, RecursionError):
-        return "too much is nested"
+        return "it is nested too deeply"
     last = len(text.rstrip().splitlines())
     said = str(error).replace("at end of document", f"at line {last}, its last")
-    said = said.replace("Cannot overwrite a value", "a key is there twice")
+    said = said.replace("Cannot overwrite a value", "a key appears twice")
     return said[:1].lower() + said[1:]
 
 
@@ -208,13 +208,13 @@ def _read(path: Path) -> str:
         return read_regular(path, MOST_SETTINGS).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise NotFound(
-            f"There is no file of settings {path}.", "Name a TOML file that is there."
+            f"There is no settings file {path}.", "Name an existing TOML file."
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = reason_of(error) if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(
-            f"{path}, a file of settings, cannot be read: {reason}.",
-            "Check its name, what it is, and who may read it.",
+            f"{path} cannot be read: {reason}.",
+            "Check its name, its type and its permissions.",
         ) from error
 
 

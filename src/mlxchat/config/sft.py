@@ -11,7 +11,7 @@ from mlxchat.data.files import UTF_8
 from mlxchat.errors import ConfigError
 
 ENCODING = "Encoding of text without a byte-order mark, such as latin-1."
-SKIP_BAD = "Skip lines and rows that cannot be read, and say how many."
+SKIP_BAD = "Skip lines and rows that cannot be read, and report how many."
 
 
 class ConversationConfig(AdapterRun, RunConfig):
@@ -26,73 +26,88 @@ class ConversationConfig(AdapterRun, RunConfig):
     suffix: ClassVar[str]  # of the run's name by default, after that of the model
 
     source: str | None = Field(
-        None, description="Model to begin with: the name of a run, or a model directory."
+        None, description="Model to start from: the name of a run, or a model directory."
     )
     step: int | None = Field(
-        None, ge=0, description="Saved step of that model. Default: the newest."
+        None, ge=0, description="Step of that model's checkpoint. Default: the newest."
     )
     data: list[str] | None = Field(
         None,
         json_schema_extra={"metavar": "PATH"},
-        description="Conversations: a .jsonl, .json, .csv or .parquet file, a folder of those, "
-        "builtin, or a task answered right: arithmetic, spelling or counting, with a level as in "
-        "arithmetic-4 and the calculator as in arithmetic-4-calculator. Append :3 to use each "
-        "conversation three times per epoch. Repeat for several sources.",
+        description="Conversations: a .jsonl, .json, .csv or .parquet file, a folder of "
+        "these, builtin, or generated questions with their correct answers: arithmetic, spelling "
+        "or counting, with a level as in arithmetic-4, or with the calculator as in "
+        "arithmetic-4-calculator. Append :3 to use each conversation three times per epoch. "
+        "Repeat for several sources.",
     )
     encoding: str = Field(UTF_8, description=ENCODING)
     skip_bad: bool = Field(False, description=SKIP_BAD)
     identity: str | None = Field(
         None,
         json_schema_extra={"metavar": "TEXT"},
-        description='Who the model is: "name=Ada, made by=Grace", and any other facts.',
+        description='What the model says about itself: "name=Ada, made by=Grace", plus any '
+        "other facts.",
     )
     spelling: int = Field(
         0,
         ge=0,
         le=10**6,
-        description="Generated conversations about spelling words and counting letters.",
+        description="Number of generated conversations about spelling words and counting "
+        "letters to add.",
     )
     validation_share: float = Field(
         VALIDATION_SHARE,
         gt=0,
         lt=1,
-        description="Share of the conversations to hold out.",
+        description="Fraction of the conversations to hold out for validation.",
     )
     epochs: int | None = Field(
-        None, ge=1, le=1000, description="Passes through the conversations. Default: one."
+        None, ge=1, le=1000, description="Passes over the conversations. Default: 1."
     )
     num_iterations: int | None = Field(
-        None, ge=1, le=LARGEST_COUNT, description="Optimizer steps. Default: from the epochs."
+        None,
+        ge=1,
+        le=LARGEST_COUNT,
+        description="Number of optimizer steps. Default: derived from the epochs.",
     )
     total_batch_size: int | None = Field(
         None,
         ge=1,
         le=LARGEST_COUNT,
-        description="Tokens in an optimizer step, including padding. Default: as in pretraining, "
-        "or fewer to make 100 steps.",
+        description="Tokens per optimizer step, including padding. Default: as in "
+        "pretraining, reduced if necessary to get 100 steps.",
     )
     init_lr_frac: float = Field(
         0.8,
         gt=0,
         le=10,
-        description="Learning rates as a share of those of pretraining (for a modern model, "
-        "before scaling by the batch).",
+        description="Initial learning rates as a fraction of pretraining's (for a modern "
+        "model, before scaling by batch size).",
     )
     warmup_ratio: float = Field(
-        0.0, ge=0, le=1, description="Share of the steps over which the learning rate rises."
+        0.0,
+        ge=0,
+        le=1,
+        description="Warm-up: fraction of the steps over which the learning rate rises.",
     )
     warmdown_ratio: float = Field(
-        0.5, ge=0, le=1, description="Share of the steps over which the learning rate falls."
+        0.5,
+        ge=0,
+        le=1,
+        description="Cool-down: fraction of the steps over which the learning rate decays.",
     )
     final_lr_frac: float = Field(
-        0.0, ge=0, le=1, description="Final learning rate as a share of the first."
+        0.0, ge=0, le=1, description="Final learning rate as a fraction of the initial one."
     )
-    grad_clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0 disables clipping.")
+    grad_clip: float = Field(0.0, ge=0, description="Maximum gradient norm; 0 disables clipping.")
     load_optimizer: bool = Field(
-        False, description="Start with the optimizer state that pretraining ended with."
+        False, description="Start from the optimizer state at the end of pretraining."
     )
     seed: int = Field(
-        42, ge=0, lt=2**32, description="Random seed of the order and of generated conversations."
+        42,
+        ge=0,
+        lt=2**32,
+        description="Random seed for the order of conversations and for generated ones.",
     )
 
     @model_validator(mode="after")
@@ -100,7 +115,7 @@ class ConversationConfig(AdapterRun, RunConfig):
         if self.epochs and self.num_iterations:
             raise ConfigError(
                 f"`epochs={self.epochs}` determines the number of steps: "
-                f"`num_iterations={self.num_iterations}` does not go with it.",
+                f"`num_iterations={self.num_iterations}` cannot be given as well.",
                 "Leave one of them out.",
             )
         self.require_effect("init_lr_frac", "load_optimizer")
@@ -122,6 +137,6 @@ class SftConfig(ConversationConfig):
     source: str | None = Field(
         None,
         json_schema_extra={"metavar": "MODEL", "complete": "runs"},
-        description="Model to fine-tune: the name of a run, or a model directory. Default: the "
-        "base or mid-trained model saved last.",
+        description="Model to fine-tune: the name of a run, or a model directory. Default: "
+        "the most recently saved base or mid-trained model.",
     )

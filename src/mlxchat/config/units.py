@@ -25,7 +25,7 @@ def to_seconds(text: str) -> int:
     seconds = round(sum(float(count) * UNIT_SECONDS[unit] for unit, count in parts.items()))
     if not 1 <= seconds <= LONGEST_DURATION:
         raise ConfigError(
-            f"{text!r} is not a duration of a second to 1,000 days.",
+            f"{text!r} is not a duration between one second and 1,000 days.",
             "Write it as 90s, 30m, 2h, 1.5h, 1h30m or 2d.",
         )
     return seconds
@@ -88,6 +88,6 @@ def _parts(text: str) -> tuple[str, str]:
         if UNIT_BYTES["MB"] <= float(number) * UNIT_BYTES[unit] <= LARGEST_SIZE:
             return number, unit
     raise ConfigError(
-        f"{text!r} is not an amount of memory of a megabyte to 1,000 TB.",
-        "Write it as 12GB, 0.5GB, 800MB or 12GiB (GB are 10^9 bytes, GiB 2^30).",
+        f"{text!r} is not an amount of memory between one megabyte and 1,000 TB.",
+        "Write it as 12GB, 0.5GB, 800MB or 12GiB (a GB is 10^9 bytes, a GiB 2^30).",
     )

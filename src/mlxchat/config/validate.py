@@ -33,7 +33,7 @@ def validated(kind: type[Validated], given: Mapping[str, Any]) -> Validated:
             f"There is no setting `{name}`.",
             f"Did you mean `{nearest[0]}`?"
             if nearest
-            else f"There are: {', '.join(kind.model_fields)}.",
+            else f"The settings are: {', '.join(kind.model_fields)}.",
         )
     try:
         return kind(**{name: _as_text(kind, name, value) for name, value in given.items()})
@@ -63,6 +63,6 @@ def spell_fault(fault: ErrorDetails) -> str:
     if fault["type"] == "string_pattern_mismatch":
         if fault["loc"][:1] == ("dataset",):
             fetch = command("data fetch", from_=fault["input"])
-            return f"{NAME_IN_WORDS}; text of your own gets such a name by {fetch}"
+            return f"{NAME_IN_WORDS}; to give your own text such a name: {fetch}"
         return IN_WORDS[fault["ctx"]["pattern"]]
     return fault["msg"][:1].lower() + fault["msg"][1:]

@@ -1,1 +1,1 @@
-"""Text: where it comes from, how it becomes tokens, and how tokens become batches."""
+"""Data: where text comes from, how it becomes tokens, and how tokens become batches."""

@@ -1,8 +1,9 @@
 """Opens the HTTP client of downloads, with the proxies and certificates of the environment.
 
-``HTTPS_PROXY``, ``HTTP_PROXY`` and ``ALL_PROXY`` name proxies, on a Mac its network settings too;
-``NO_PROXY`` the hosts that are asked directly; ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` the
-certificates. httpx reads the same, but refuses many a ``NO_PROXY`` that other programs take.
+``HTTPS_PROXY``, ``HTTP_PROXY`` and ``ALL_PROXY`` name proxies, as do the network settings of a Mac;
+``NO_PROXY`` names the hosts to connect to directly, and ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` the
+certificates. httpx reads the same variables, but rejects many values of ``NO_PROXY`` that other
+programs accept.
 """
 
 import os
@@ -108,7 +109,7 @@ def require_reachable(host: str, port: int, timeout: float) -> bool:
     """
     until = time.monotonic() + timeout
     looked_up = _in_threads([lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)])
-    found = _next(looked_up, until, f"the addresses of {host} were not found in time")
+    found = _next(looked_up, until, f"looking up the addresses of {host} took too long")
     if isinstance(found, UnicodeError):
         return False
     if isinstance(found, Exception):
@@ -161,7 +162,7 @@ def _next(answers: "SimpleQueue[Any]", until: float, problem: str) -> Any:
 
 @dataclass(frozen=True)
 class Exemption:
-    """An entry of ``NO_PROXY``: hosts that are asked directly.
+    """An entry of ``NO_PROXY``: hosts to connect to directly.
 
     Attributes:
         scheme: that of the requests; None for all.
@@ -234,13 +235,13 @@ def _proxy(scheme: str, address: str, context: ssl.SSLContext) -> httpx.HTTPTran
         return httpx.HTTPTransport(verify=context, proxy=url)
     except ImportError as error:
         raise DataError(
-            f"The proxy {shown} of {source} is a SOCKS proxy, for which a package is missing.",
+            f"The proxy {shown} from {source} is a SOCKS proxy, which needs another package.",
             "pip install socksio",
         ) from error
     except (ValueError, httpx.InvalidURL):  # whose text may show the password
         raise DataError(
-            f"The proxy {shown!r} of {source} cannot be used.",
-            "Give an address such as http://127.0.0.1:8080 there, or unset it.",
+            f"The proxy {shown!r} from {source} cannot be used.",
+            "Set it to an address such as http://127.0.0.1:8080, or unset it.",
         ) from None
 
 
@@ -250,14 +251,14 @@ def _certificates() -> ssl.SSLContext:
             continue
         places = [given] if kind == "file" else given.split(os.pathsep)
         exists = Path.is_file if kind == "file" else Path.is_dir
-        remedy = f"Set {variable} to a {kind} of certificates in PEM form, or unset it."
+        remedy = f"Set {variable} to a {kind} of certificates in PEM format, or unset it."
         if not any(exists(Path(place)) for place in places):
-            raise DataError(f"{variable} is {given!r}, where there is no {kind}.", remedy)
+            raise DataError(f"{variable} is {given!r}, but there is no such {kind}.", remedy)
         try:
             return httpx.create_ssl_context()
         except OSError as error:  # those of ssl among them
             raise DataError(
-                f"{given}, which {variable} names, cannot be read: {reason_of(error)}.",
+                f"{given}, named by {variable}, cannot be read: {reason_of(error)}.",
                 remedy,
             ) from error
     return httpx.create_ssl_context()

@@ -34,7 +34,7 @@ class Cursor(NamedTuple):
     Attributes:
         epoch: counts from 1.
         shard: the index of the training shard, from 0.
-        row: the place in the epoch's order of the shard's rows, from 0.
+        row: the position in the epoch's order of the shard's rows, from 0.
     """
 
     epoch: int = 1
@@ -99,7 +99,7 @@ class ShardDocuments:
         text_shards: the number of shards to train a tokenizer on; None for all.
         known: frames or fingerprints of shards; reading a different shard is an error
             (`KnownShards`).
-        seed: the run's seed, from which the order of each epoch after the first follows.
+        seed: the run's seed, which determines the order of each epoch after the first.
     """
 
     conversational = False
@@ -156,7 +156,7 @@ class ShardDocuments:
                 empty = 0
                 yield documents, Cursor(epoch, shard, after)
             epoch, shard, row = epoch + (shard + 1) // len(names), (shard + 1) % len(names), 0
-        raise DataError("The training shards hold no documents.", "Use data with text in it.")
+        raise DataError("The training shards contain no documents.", "Use data that contains text.")
 
     def validation(self) -> Iterator[Read]:
         """Yield the documents of the validation shard once."""
@@ -285,7 +285,7 @@ def _documents(
                     batch, begin, characters = [], row.after, 0
     except DataError as error:
         raise DataError(
-            error.problem, "Move it away and get it again: mlxchat data fetch"
+            error.problem, "Move it away and download it again: mlxchat data fetch"
         ) from error
     finally:
         source.release(name)

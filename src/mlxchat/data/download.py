@@ -1,7 +1,7 @@
-"""Downloads one file of the hub to disk, which resumes and is there whole, verified, or not at all.
+"""Downloads a file from the hub, resuming if interrupted; it appears only when verified.
 
-The file grows as ``FILE.incomplete`` beside its destination, under a lock that dies with its
-process, and is renamed once its size and checksum are right.
+The data is written to ``FILE.incomplete`` next to the destination, under a lock that is released
+when the process ends, and the file is renamed once its size and checksum are right.
 """
 
 import hashlib
@@ -118,10 +118,10 @@ class _Transfer:
         stream.truncate(0)
         self._mismatches += 1
         if self._mismatches < MISMATCHES:
-            raise TryAgain("what came does not match the hub's size and checksum")
+            raise TryAgain("the data does not match the hub's size and checksum")
         raise DataError(
-            f"{remote.url} is corrupt: what came does not match the hub's size and checksum.",
-            "Nothing of it was kept. Run the same command again, or choose another `endpoint`.",
+            f"{remote.url} is corrupt: the data does not match the hub's size and checksum.",
+            "It was discarded. Repeat the command, or choose another `endpoint`.",
         )
 
     def _receive(self, offset: int) -> None:
@@ -130,7 +130,7 @@ class _Transfer:
         with hub.get(remote.url, offset) as response:
             if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 self._stream.truncate(0)
-                raise TryAgain(f"the server has no bytes after {offset}")
+                raise TryAgain(f"the server has no data after byte {offset}")
             check_status(response, remote.url)
             if response.status_code == httpx.codes.PARTIAL_CONTENT:
                 self._check_range(response, offset)
@@ -158,7 +158,7 @@ class _Transfer:
         found = re.fullmatch(r"bytes ([0-9]+)-[0-9]+/([0-9]+|\*)", sent)
         if not found or int(found[1]) != offset or found[2] not in ("*", str(self._remote.size)):
             self._stream.truncate(0)
-            raise TryAgain(f"the server sends another range than the requested one ({sent})")
+            raise TryAgain(f"the server sent a different range than requested ({sent})")
 
 
 @contextmanager

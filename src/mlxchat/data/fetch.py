@@ -1,6 +1,6 @@
-"""Fetches shards of a dataset from the hub, several at a time, all of one commit.
+"""Downloads shards of a dataset from the hub, several at a time, all from one commit.
 
-`fetch` checks the space on the disk, then downloads the shards and checks that each is one.
+`fetch` checks the disk space, then downloads the shards and checks that each is valid.
 """
 
 import os
@@ -53,7 +53,7 @@ def stat_shard(hub: Hub, dataset: Dataset, folder: Path, name: str) -> RemoteFil
         raise NotFoundError(
             error.problem,
             f"{error.remedy} The file {REVISION} in {folder} names the revision of its shards; if "
-            "the hub no longer has it, move all of them away and fetch them again.",
+            "the hub no longer has it, move all shards away and download them again.",
         ) from error
     if pinned is None and remote.commit:
         pinned = pin(folder, remote.commit)
@@ -164,8 +164,8 @@ def download_shard(
     if fault := shard_fault(destination):
         destination.unlink()
         raise DataError(
-            f"The server sent no parquet shard: {remote.url} {fault}.",
-            "Nothing of it was kept. Check that `endpoint` and HF_ENDPOINT name the right server.",
+            f"The server did not send a parquet shard: {remote.url} {fault}.",
+            "It was discarded. Check that `endpoint` and HF_ENDPOINT name the right server.",
         )
     report(remote.size)
 

@@ -1,4 +1,4 @@
-"""The kinds of files that hold text or rows, and those in a folder that are read.
+"""Which kinds of files contain text or rows, and which files of a folder are read.
 
 It is quick to import, so that settings can be checked before anything is read.
 """
@@ -31,8 +31,8 @@ def allowed_bytes(size: int) -> int:
 def too_repetitive(path: Path, allowed: int) -> MlxchatError:
     """Return the error for a file that unpacks to more than `allowed_bytes`."""
     return DataError(
-        f"{path} unpacks to more than {allowed:,} bytes, so it repeats itself.",
-        "Write each text once; a file that is what it should be can be unpacked first.",
+        f"{path} unpacks to more than {allowed:,} bytes, so its content must be repetitive.",
+        "Include each text only once. If the file is correct, unpack it yourself first.",
     )
 
 
@@ -49,7 +49,7 @@ def columns_named(columns: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The columns to read from a table: any of ``names``; ``what`` says what they hold."""
+    """The columns to read from a table: any of ``names``; ``what`` describes their content."""
 
     names: Collection[str]
     what: str
@@ -63,9 +63,9 @@ class Wanted:
         known = [name for name in columns if name in self.names]
         if not known:
             raise DataError(
-                f"{path} has no column of {self.what} (its columns: {columns_named(columns)}).",
-                f"Columns that are known: {', '.join(sorted(self.names))}. If it holds something "
-                "else, move it out of the folder.",
+                f"{path} has no column with {self.what} (its columns: {columns_named(columns)}).",
+                f"Recognized columns: {', '.join(sorted(self.names))}. If the file contains "
+                "something else, move it out of the folder.",
             )
         return known
 
@@ -95,7 +95,7 @@ def stem(path: Path) -> str:
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """The files of a folder: those to read, sorted, and why others were passed over."""
+    """The files of a folder: those to read, sorted, and why others are ignored."""
 
     files: tuple[Path, ...]
     passed_over: Mapping[Path, str]
@@ -123,7 +123,7 @@ def found_in(folder: Path, kinds: Collection[str]) -> FoundFiles:
     if folder.exists() and not folder.is_dir():
         raise DataError(
             f"{folder} is neither a file nor a folder.",
-            "Write what comes out of it to a file, and name that.",
+            "Write its output to a regular file and use that.",
         )
     files, passed_over = [], {}
     for path in _entries(folder):
@@ -132,9 +132,9 @@ def found_in(folder: Path, kinds: Collection[str]) -> FoundFiles:
         elif path.is_dir():
             passed_over[path] = "a link to a folder"
         elif not path.is_file():
-            passed_over[path] = "not a file, or a link to nothing"
+            passed_over[path] = "not a regular file, or a broken link"
         elif kind(path) not in kinds:
-            passed_over[path] = "of another kind"
+            passed_over[path] = "of another type"
         else:
             files.append(path)
     return FoundFiles(tuple(sorted(files)), dict(sorted(passed_over.items())))
@@ -146,7 +146,7 @@ def _entries(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(
             f"{error.filename} cannot be listed: {reason_of(error)}.",
-            "Look at its permissions, or move it out of the folder.",
+            "Check its permissions, or move it out of the folder.",
         ) from error
 
     for parent, folders, names in os.walk(folder, onerror=refuse):

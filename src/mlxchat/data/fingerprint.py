@@ -1,4 +1,4 @@
-"""Fingerprints of shards, and a source that refuses a shard that was replaced.
+"""Fingerprints of shards, and a source that refuses shards that have been replaced.
 
 A shard's *frame* is its size in bytes and the sha256 of its parquet footer, which has the offset,
 the length and the compressed length of every column chunk. It takes a millisecond at any size, and
@@ -75,14 +75,14 @@ def agree(one: str, other: str) -> bool:
 def replaced(path: Path) -> MlxchatError:
     """Return the error for a file that is not the one the run started with."""
     return DataError(
-        f"{path} is not the file of that name that the run started with.",
-        "Restore that file (if streaming downloaded it, delete it: it is downloaded again), name "
-        "another run with `model_tag`, or start from scratch with `fresh`.",
+        f"{path} has changed since the run started.",
+        "Restore that file (if it was streamed, delete it, and it is downloaded again), use "
+        "another name with `model_tag`, or start from scratch with `fresh`.",
     )
 
 
 class KnownShards:
-    """A `ShardSource` that refuses files other than those the run knows.
+    """A `ShardSource` that refuses files that differ from those the run knows.
 
     A file becomes known when it is first acquired; from then on every change is detected. Before,
     if only its frame is known, a change that the frame misses goes unnoticed.
@@ -145,6 +145,6 @@ def _reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({reason_of(error)}).",
-            "Look at its permissions and its disk; what came from the hub can be moved away and "
-            "fetched again: mlxchat data fetch",
+            "Check its permissions and its disk. A downloaded file can be moved away and "
+            "downloaded again: mlxchat data fetch",
         ) from error

@@ -129,7 +129,7 @@ class Hub:
             raise ConfigError(
                 f"The endpoint {without_credentials(given).rstrip('/')!r} is not an http or https "
                 "address.",
-                f"Give one such as {DEFAULT_ENDPOINT} with `endpoint` or HF_ENDPOINT.",
+                f"Set `endpoint` or HF_ENDPOINT to an address such as {DEFAULT_ENDPOINT}.",
             )
         return cls(
             bare_address(given).rstrip("/"),
@@ -201,7 +201,7 @@ class Hub:
                 patience, kind = self.patience, DisconnectedError
             except UnicodeError as error:  # in the name of a proxy, or of the target of a redirect
                 raise DataError(
-                    f"The way to {url} leads through a host with an invalid name.",
+                    f"{url} redirects to a host with an invalid name.",
                     "Check `endpoint`, HF_ENDPOINT and HTTPS_PROXY.",
                 ) from error
             reached = progress()
@@ -210,9 +210,9 @@ class Hub:
             wait = max(self.backoff * 2 ** (failed - 1), pause)
             if failed == ATTEMPTS or self.timer() - began + wait > patience:
                 raise kind(
-                    f"{url} cannot be had: {reason} ({counted(failed, 'attempts')}).",
-                    "Check the network and `endpoint`, then run the same command again: "
-                    "the download resumes.",
+                    f"{url} could not be downloaded: {reason} ({counted(failed, 'attempts')}).",
+                    "Check the network and `endpoint`, then repeat the command: the download "
+                    "resumes.",
                 )
             name = url.rpartition("/")[2]
             self.note(f"Trying again in {wait:g} s to get {name}: {reason}.")
@@ -246,13 +246,14 @@ class Hub:
                 break
             request = response.next_request  # without credentials if the host is another
         else:
-            raise DataError(f"{url} redirects without end.", "Check `endpoint`.")
+            raise DataError(f"{url} redirects endlessly.", "Check `endpoint`.")
         if response.next_request is None:
             check_status(response, url)
         size = response.headers.get("x-linked-size") or response.headers.get("content-length", "")
         if not re.fullmatch("[0-9]{1,18}", size):
             raise DataError(
-                f"The server does not say how big {url} is.", "Check `endpoint` and HF_ENDPOINT."
+                f"The server does not report the size of {url}.",
+                "Check `endpoint` and HF_ENDPOINT.",
             )
         commit = _hexadecimal(response.headers.get("x-repo-commit", ""), 40)
         # Only the hub's own tag is a checksum: a storage's may be a hash of something else.
@@ -269,8 +270,8 @@ def check_status(response: httpx.Response, url: str) -> None:
         raise TryAgain(f"the server answers {status} {response.reason_phrase}", _pause(response))
     if status in (401, 403):
         raise DataError(
-            f"{url} is not open to you (status {status}).",
-            "Set HF_TOKEN to a token that may read it.",
+            f"You have no access to {url} (status {status}).",
+            "Set HF_TOKEN to a token with access to it.",
         )
     if status == httpx.codes.NOT_FOUND:
         raise NotFoundError(
@@ -335,12 +336,12 @@ def _token() -> str | None:
         except OSError as error:
             raise DataError(
                 f"The token in {stored} cannot be read: {reason_of(error)}.",
-                "Check who may read it, or set HF_TOKEN.",
+                "Check its permissions, or set HF_TOKEN.",
             ) from error
     token = token.strip()
     if not (token.isascii() and token.isprintable()):  # httpx's own error would show the token
         raise DataError(
-            f"{source} does not hold a token: it has characters that no token has.",
-            "Set HF_TOKEN to a token as the hub shows it, or unset it.",
+            f"{source} does not contain a token: it has characters that are not allowed in one.",
+            "Set HF_TOKEN to a token exactly as the hub shows it, or unset it.",
         )
     return token or None

@@ -85,8 +85,8 @@ def ingest(
         LockedError: another process is writing the folder.
     """
     if not replace and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "holds shards already" if shard_names(folder) else "is not empty"
-        remedy = "Choose another dataset name, or put your text in its place with `replace`."
+        what = "already contains shards" if shard_names(folder) else "is not empty"
+        remedy = "Choose another dataset name, or replace it with `replace`."
         raise DiskError(f"{folder} {what}; nothing was written.", remedy)
     found = _found(source)
     files, skipped = found.files, _Skipped()
@@ -95,7 +95,7 @@ def ingest(
         report(Noted(clock(), text))
 
     if found.passed_over:
-        note(f"Passed over in {source}: {found}.")
+        note(f"Files ignored in {source}: {found}.")
     meter = _Meter(source.resolve().name, sum(path.stat().st_size for path in files), report, clock)
     _remove_leftovers(folder.parent)
     with new_folder(folder, _ELSEWHERE, replace) as unfinished:
@@ -106,7 +106,7 @@ def ingest(
             for text in read_documents(reading, leave_out=skipped.add):
                 split.add(text)
             if split.documents == before and len(files) > 1:
-                note(f"{path} does not hold any text and is skipped.")
+                note(f"{path} contains no text and is skipped.")
         if not split.documents:
             raise _nothing(source, skipped)
         training = split.finish(source)
@@ -137,8 +137,8 @@ def _found(source: Path) -> FoundFiles:
     """Return the files to read, and those that are passed over."""
     kinds = ", ".join(OWN_KINDS)
     remedy = (
-        f"Give a file that ends in one of {kinds} (compressed: {', '.join(COMPRESSED)} after that),"
-        " or a folder of such files. Other documents, such as .docx or .pdf, have to be saved as "
+        f"Give a file that ends in one of {kinds} (compressed: {', '.join(COMPRESSED)} after "
+        "that), or a folder of such files. Convert other documents, such as .docx or .pdf, to "
         "text first."
     )
     if not source.exists():
@@ -149,7 +149,7 @@ def _found(source: Path) -> FoundFiles:
         return FoundFiles((source,), {})
     found = found_in(source, OWN_KINDS)
     if not found.files:
-        others = f" (passed over: {found})" if found.passed_over else ""
+        others = f" (files ignored: {found})" if found.passed_over else ""
         raise DataError(f"There is no {kinds} in {source}{others}.", remedy)
     return found
 
@@ -157,10 +157,12 @@ def _found(source: Path) -> FoundFiles:
 def _nothing(source: Path, skipped: "_Skipped") -> MlxchatError:
     """Return the error for a source without text, all of which may have been skipped."""
     if not skipped.counts:
-        return DataError(f"{source} is empty: it does not hold any text.", "Put some text into it.")
+        return DataError(
+            f"{source} is empty: it contains no text.", "Use a file that contains text."
+        )
     return DataError(
         f"Nothing is left of {source}. {' '.join(skipped.notes())}",
-        "Mend what is like that, or give another file.",
+        "Fix the file, or use another one.",
     )
 
 
@@ -177,7 +179,7 @@ class _Skipped:
 
     def notes(self) -> Iterator[str]:
         for reason, count in self.counts.items():
-            yield f"Skipped: {count:,}, of which {self._first[reason]} is the first: it {reason}."
+            yield f"Skipped: {count:,}. The first is {self._first[reason]}, which {reason}."
 
 
 class _Split:
@@ -208,9 +210,9 @@ class _Split:
         """
         if self.documents < 2:
             raise DataError(
-                f"{source} makes only one document; one is needed for training and one for "
-                "validation.",
-                f"Add text: a document of a .txt file has up to {LONGEST_DOCUMENT} characters.",
+                f"{source} yields only one document, but training and validation need one each.",
+                f"Add text: a .txt file is split into documents of up to {LONGEST_DOCUMENT} "
+                "characters.",
             )
         self._deal()
         if self._training:

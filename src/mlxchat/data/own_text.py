@@ -41,13 +41,14 @@ def _rows(reading: Reading, leave_out: Callable[[str, str], None]) -> Iterator[s
     path = reading.path
     if path.suffix.lower() == ".parquet" and (fault := shard_fault(path)):
         raise DataError(
-            f"{path} {fault}.", "It should be a whole parquet file with a column of strings, text."
+            f"{path} {fault}.",
+            "It should be an intact parquet file with a column of strings called text.",
         )
     for place, row in rows(reading, TEXT_COLUMN):
         if isinstance(row, dict) and "text" not in row and row.keys() & CONVERSATION_KEYS:
             raise DataError(
-                f"{path} holds conversations, not text ({place}).",
-                f"A model that was trained learns from them by: {command('sft', data=path)}",
+                f"{path} contains conversations, not text ({place}).",
+                f"To fine-tune a trained model on them: {command('sft', data=path)}",
             )
         if not isinstance(row, dict) or "text" not in row:
             reading.bad(place, 'has no string "text"')

@@ -117,8 +117,7 @@ class _Progress:
                 raise
             raise DataError(
                 f"{self._path} is damaged after row {self.rows}: {_in_a_line(error)}.",
-                "It should be a whole parquet file; one that came from the hub can be fetched "
-                "again.",
+                "Replace it with an intact parquet file; a downloaded one can be downloaded again.",
             ) from error
 
 
@@ -255,7 +254,7 @@ def _kept(columns: Iterable[_Column]) -> set[str]:
 def _too_large(where: str, what: str, most: int) -> MlxchatError:
     return DataError(
         f"{where}: a page {what} more than the {most:,} bytes that are read at once.",
-        "Write the file again with its longest texts broken into several rows.",
+        "Rewrite the file with its longest texts split into several rows.",
     )
 
 

@@ -102,7 +102,7 @@ def _value(file: BinaryIO, kind: int, depth: int) -> Any:
         return None
     if kind == 12:
         return _struct(file, depth + 1)
-    raise ValueError("a page's header holds what none should")
+    raise ValueError("a page's header has invalid content")
 
 
 def _byte(file: BinaryIO) -> int:
@@ -119,7 +119,7 @@ def _varint(file: BinaryIO) -> int:
         number |= (byte & 127) << shift
         if byte < 128:
             return number
-    raise ValueError("a page's header holds a number too long")
+    raise ValueError("a page's header has a number that is too long")
 
 
 def _signed(number: int) -> int:

@@ -11,7 +11,7 @@ from mlxchat.errors import LockedError, NotFound
 from mlxchat.home import Home
 from mlxchat.locks import Lock
 
-_WAIT = "Wait for it to end, or end it with Ctrl-C."
+_WAIT = "Wait for it to finish, or stop it with Ctrl-C."
 
 
 def find_dataset(home: Home, name: str) -> FolderStatus:
@@ -24,7 +24,7 @@ def find_dataset(home: Home, name: str) -> FolderStatus:
     if name in found:
         return found[name]
     listed = f"There are: {', '.join(found)}." if found else "There are none."
-    raise NotFound(f"There is no dataset called {name!a:.120} on the disk.", listed)
+    raise NotFound(f"There is no dataset called {name!a:.120} on disk.", listed)
 
 
 def tokenizer_of(home: Home, dataset: FolderStatus) -> Path | None:
@@ -46,7 +46,7 @@ def require_idle(dataset: FolderStatus) -> None:
         with storing(path):
             lock = Lock.take(path)
         if lock is None:
-            raise LockedError(f"Another process downloads shards of {dataset.name}.", _WAIT)
+            raise LockedError(f"Another process is downloading shards of {dataset.name}.", _WAIT)
         lock.release()
 
 
@@ -65,7 +65,7 @@ def remove_dataset(home: Home, dataset: FolderStatus) -> None:
     for folder in (tokenizer, dataset.path):
         if folder is None:
             continue
-        with storing(f"{folder.parent} without {folder.name}", "check who owns it"):
+        with storing(f"{folder.parent} without {folder.name}", "check its owner"):
             if folder.is_symlink():
                 shutil.rmtree(folder.resolve())
                 folder.unlink()

@@ -19,7 +19,7 @@ from mlxchat.errors import DataError
 from mlxchat.json_text import parse_json
 
 JSON_PIECE = 2**20  # characters of a .json file that are read at a time
-LIST = "It must be one JSON list; a file of one value a line is named .jsonl."
+LIST = "It must be a single JSON list. If it has one value per line, name it .jsonl."
 _OUTSIDE = re.compile(r'[\[\]{},"]')  # the tokens that count between strings, and within them
 _INSIDE = re.compile(r'\\.|"', re.DOTALL)
 
@@ -67,7 +67,7 @@ def _elements(path: Path, file: TextIO) -> Iterator[str]:
     """Yield the text of each element of a JSON list, whether it is valid or not."""
     piece = _beginning(file)
     if piece and not piece.startswith("["):
-        raise DataError(f"{path} does not hold a list.", LIST)
+        raise DataError(f"{path} does not contain a list.", LIST)
     held: list[str] = []  # the beginning of an element that goes on
     found, depth, quoted = 0, 0, False
     while piece:
@@ -94,12 +94,12 @@ def _elements(path: Path, file: TextIO) -> Iterator[str]:
         held.append(piece[begin:])
         if sum(map(len, held)) > LARGEST_VALUE:
             raise DataError(
-                f"{path}, row {found + 1} is longer than the {LARGEST_VALUE:,} characters that are "
-                "read at once.",
-                "Break it into several rows.",
+                f"{path}, row {found + 1} is longer than the maximum of {LARGEST_VALUE:,} "
+                "characters.",
+                "Split it into several rows.",
             )
         piece = _piece(file)
-    raise DataError(f"{path} is not valid JSON: it ends within the list.", LIST)
+    raise DataError(f"{path} is not valid JSON: it ends in the middle of the list.", LIST)
 
 
 def _beginning(file: TextIO) -> str:

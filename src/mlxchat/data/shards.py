@@ -60,8 +60,8 @@ class Dataset:
         count = self.last_shard if num_shards is None else num_shards
         if not 1 <= count <= self.last_shard:
             raise ConfigError(
-                f"`num_shards={count}` cannot be had: {self.name} has {self.last_shard} training "
-                "shards.",
+                f"`num_shards={count}` is not possible: {self.name} has {self.last_shard} "
+                "training shards.",
                 f"Give a number from 1 to {self.last_shard}.",
             )
         return tuple(shard_name(index) for index in range(count))
@@ -175,12 +175,13 @@ class LocalShards:
     ) -> None:
         remedy = remedy or how_to_get(DEFAULT_DATASET)
         if not folder.is_dir():
-            raise NotFound(f"There is no folder {folder}, so no data.", remedy)
+            raise NotFound(f"There is no data: the folder {folder} does not exist.", remedy)
         names = shard_names(folder) if names is None else names
         if len(names) < 2:
             found = f"only one shard, {names[0]}" if names else "no shards"
             raise DataError(
-                f"{folder} holds {found}; at least two are needed, as the last is validation.",
+                f"{folder} contains {found}; at least two are needed, since the last one is used "
+                "for validation.",
                 remedy,
             )
         self.folder = folder
@@ -188,8 +189,8 @@ class LocalShards:
         self.validation = names[-1]
         if num_shards is not None and num_shards > len(self.training):
             raise DataError(
-                f"{folder} holds {len(self.training)} of the {num_shards} training shards that "
-                "are needed.",
+                f"{folder} contains only {len(self.training)} of the {num_shards} training shards "
+                "needed.",
                 remedy,
             )
 
@@ -305,12 +306,12 @@ def check_shard(path: Path) -> None:
         DataError: it is not a shard (`shard_fault`).
     """
     if not path.is_file():
-        raise NotFound(f"{path} does not exist.", "Get it with: mlxchat data fetch")
+        raise NotFound(f"{path} does not exist.", "Download it: mlxchat data fetch")
     if fault := shard_fault(path):
         raise DataError(
             f"{path} {fault}.",
-            "A shard is a parquet file with a column text of strings. One that came from the hub "
-            "can be deleted and fetched again.",
+            "A shard is a parquet file with a column of strings called text. A downloaded one can "
+            "be deleted and downloaded again.",
         )
 
 
@@ -340,5 +341,5 @@ def shard_fault(path: Path) -> str | None:
         kind = kind.value_type
     strings = (pa.string(), pa.large_string(), pa.string_view())
     if kind not in (*strings, pa.binary(), pa.large_binary(), pa.binary_view()):
-        return f"holds {kind}, not strings, in its column text"
+        return f"has {kind}, not strings, in its column text"
     return None

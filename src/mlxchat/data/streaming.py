@@ -76,7 +76,7 @@ class StreamingShards:
         if max_cached < LEAST_CACHED:
             raise ConfigError(
                 f"`max_cached_shards={max_cached}` is too few: one shard is read while the next "
-                "is fetched.",
+                "one downloads.",
                 f"Give {LEAST_CACHED} or more.",
             )
         self.training = dataset.training(num_shards)
@@ -166,13 +166,14 @@ class StreamingShards:
             return self._broken
         if name in self._failures:
             return self._failures[name].error
-        return DataError(f"Fetching stopped before {name} came.", "Run the same command again.")
+        return DataError(f"The download stopped before {name} arrived.", "Repeat the command.")
 
     def _locked_out(self) -> LockedError:
         return in_use(
             self._cache / LOCK,
-            f"Another run streams into {self._folder}, and would drop what this one reads.",
-            "Wait for it to end, or give this run another MLXCHAT_HOME.",
+            f"Another run streams into {self._folder}, and would delete the shards that this one "
+            "reads.",
+            "Wait for it to finish, or give this run another MLXCHAT_HOME.",
         )
 
     def _drop_damaged(self) -> None:

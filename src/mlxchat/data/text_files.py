@@ -71,12 +71,11 @@ class Reading:
             b"text".decode(self.encoding, _ERRORS)
         except (LookupError, ValueError) as error:
             raise ConfigError(
-                f"`encoding={self.encoding[:ENCODING_CHARACTERS]}` is no encoding of text that is "
-                "known.",
-                "Give one such as latin-1, cp1252, shift_jis or gb18030.",
+                f"`encoding={self.encoding[:ENCODING_CHARACTERS]}` is not a known text encoding.",
+                "Use one such as latin-1, cp1252, shift_jis or gb18030.",
             ) from error
 
-    def bad(self, place: str, fault: str, detail: str = "", remedy: str = "Mend it") -> None:
+    def bad(self, place: str, fault: str, detail: str = "", remedy: str = "Correct it") -> None:
         """Skip a line or row that cannot be read.
 
         Args:
@@ -89,7 +88,7 @@ class Reading:
             DataError: nothing is to be skipped.
         """
         if self.skip is None:
-            skipping = ", or leave out what is like it with `skip_bad`" if self.settable else ""
+            skipping = ", or skip such text with `skip_bad`" if self.settable else ""
             raise DataError(f"{place} {fault}{detail and f': {detail}'}.", f"{remedy}{skipping}.")
         self.skip(place, fault)
 
@@ -106,7 +105,7 @@ class Reading:
         name = encoding.removesuffix("-sig")
         remedy = "Convert the file to UTF-8"
         if encoding == self.encoding and self.settable:
-            remedy += ", or say how it is encoded with `encoding`"
+            remedy += ", or give its encoding with `encoding`"
         self.bad(place, f"is not {name.upper() if name.startswith('utf') else name}", remedy=remedy)
         return False
 
@@ -114,8 +113,8 @@ class Reading:
         """Return whether a line or row of ``size`` is short enough; call `bad` if not."""
         if size <= LARGEST_VALUE:
             return True
-        fault = f"is longer than the {LARGEST_VALUE:,} characters or bytes that are read at once"
-        self.bad(place, fault, remedy="Break it into several")
+        fault = f"is longer than the maximum of {LARGEST_VALUE:,} characters or bytes"
+        self.bad(place, fault, remedy="Split it into several")
         return False
 
 
@@ -131,7 +130,7 @@ def failures_named(path: Path) -> Iterator[None]:
     except UnicodeError as error:  # such as UTF-16 without a mark, whose byte order is unknown
         raise DataError(
             f"{path} cannot be decoded: {error}.",
-            "Say how it is encoded with `encoding`, such as utf-16-le.",
+            "Give its encoding with `encoding`, such as utf-16-le.",
         ) from error
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise _damaged(path, error) from error
@@ -140,7 +139,7 @@ def failures_named(path: Path) -> Iterator[None]:
             raise _damaged(path, error) from error
         raise DataError(
             f"{path} cannot be read: {reason_of(error)}.",
-            "Look at its permissions and its disk; or move it out of the folder, if it is in one.",
+            "Check its permissions and its disk, or move it out of the folder.",
         ) from error
 
 
@@ -189,8 +188,8 @@ def open_text(reading: Reading, newline: str | None = "\n") -> Iterator[io.TextI
         first = begin[:4]
         if encoding == UTF_8 and b"\0" in first and first.strip(b"\0"):
             raise DataError(
-                f"{reading.path} has a zero byte at its beginning, as UTF-16 without its mark.",
-                "If it is text, say how it is encoded with `encoding`, such as utf-16-le.",
+                f"{reading.path} begins with a zero byte, like UTF-16 without a byte-order mark.",
+                "If it is text, give its encoding with `encoding`, such as utf-16-le.",
             )
         with io.TextIOWrapper(file, encoding, errors=_ERRORS, newline=newline) as text:
             yield text
@@ -244,7 +243,7 @@ class _Unpacking(io.RawIOBase):
 
 def _damaged(path: Path, error: Exception) -> MlxchatError:
     return DataError(
-        f"{path} is damaged: {error}.", f"It should be a whole {path.suffix.lower()} file."
+        f"{path} is damaged: {error}.", f"Replace it with an intact {path.suffix.lower()} file."
     )
 
 

@@ -25,8 +25,8 @@ LARGEST_DECODED = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
 UNFUSED = {"MLX_SDPA_VJP_FALLBACK": "1", "MLX_CUDA_USE_CUDNN_SDPA": "0"}  # Metal's, CUDA's
 
 DO_NOT_TRUST = (
-    "Do not trust what is trained here. Update MLX (pip install -U mlx); if that changes nothing, "
-    "report it with this command's report."
+    "Do not trust models trained on this machine. Update MLX (pip install -U mlx). If that does "
+    "not help, report it, and include this command's report."
 )
 
 
@@ -39,10 +39,10 @@ def _products(host: Host) -> Verdict:
         if used < SLOW_CPU:
             return doubtful(
                 value,
-                "Either other programs keep the processor busy, or the BLAS is slow.",
-                "Close other programs; see BLAS above.",
+                "Either other programs keep the processor busy, or the BLAS library is slow.",
+                "Close other programs, and see BLAS above.",
             )
-        return good(value, "On CPUs mlxchat computes in float32.")
+        return good(value, "On CPUs, mlxchat computes in float32.")
     other = "float32" if device.compute_dtype == "bfloat16" else "bfloat16"
     ratio = dict(speeds)[other] / used
     if ratio > MUCH_FASTER:
@@ -53,7 +53,9 @@ def _products(host: Host) -> Verdict:
             f"Train with `dtype={other}`.",
         )
     if speeds.float16 > MUCH_FASTER * used:
-        return good(value, "Chats are faster with `dtype=float16`, which is not for training.")
+        return good(
+            value, "Chats are faster with `dtype=float16`, which cannot be used for training."
+        )
     return good(value, f"mlxchat computes in {device.compute_dtype} here.")
 
 
@@ -68,7 +70,7 @@ def _rounding(host: Host) -> Verdict:
     if bad:
         return wrong(value, f"Products in {' and '.join(bad)} are wrong.")
     if roundings["float32"] > TF32_ROUNDING:
-        return good(value, "Products in float32 are rounded as TF32, unless MLX_ENABLE_TF32=0.")
+        return good(value, "float32 products are rounded to TF32, unless MLX_ENABLE_TF32=0.")
     return good(value)
 
 
@@ -84,16 +86,16 @@ def _attention(host: Host) -> Verdict:
     largest = LARGEST_ATTENTION[fused.dtype]
     value = f"{1000 * fused.seconds:,.1f} ms, {fused.peak / 2**20:,.0f} MiB"
     if not fused.difference <= largest:
-        return wrong(value, f"It is off by {fused.difference:.1e} of its norm.")
-    off = f"Off by {fused.difference:.1e} of its norm."
+        return wrong(value, f"Its relative error is {fused.difference:.1e}.")
+    off = f"Its relative error is {fused.difference:.1e}."
     device = host.device()
     if device and device.backend == "cpu":
-        return good(value, f"{off} On CPUs there is no fused kernel.")
+        return good(value, f"{off} There is no fused kernel on CPUs.")
     unfused = host.measure(BACKWARD, UNFUSED)
     ratio = fused.seconds / unfused.seconds
     value = f"{value} fused; {1000 * unfused.seconds:,.1f} ms, {unfused.peak / 2**20:,.0f} MiB not"
     if not unfused.difference <= largest:
-        off += f" Unfused it is off by {unfused.difference:.1e}."
+        off += f" Unfused, its relative error is {unfused.difference:.1e}."
     if ratio > SLOWER:
         return doubtful(value, f"Fused takes {ratio:.2f} times as long as unfused. {off}")
     return good(value, f"Fused takes {ratio:.2f} times as long as unfused. {off}")
@@ -103,7 +105,7 @@ def _decoding(host: Host) -> Verdict:
     device, found = host.device(), host.measure(DECODED)
     assert device is not None
     if not found.value <= LARGEST_DECODED[device.compute_dtype]:
-        return wrong(f"{found.value:.1e}", f"The logits are furthest off {found.where}.")
+        return wrong(f"{found.value:.1e}", f"The logits' error is largest {found.where}.")
     return good(f"{found.value:.1e}")
 
 
@@ -114,19 +116,19 @@ def _limits(largest: dict[str, float]) -> str:
 ARITHMETIC_CHECKS = (
     Check(
         name="products",
-        measures="The speed of matrix products in three precisions; training is made of them.",
+        measures="The speed of matrix products, which dominate training, in three precisions.",
         limit=(
             f"at least {SLOW_CPU / 1e9:g} GFLOP/s; on a GPU the faster of bfloat16 and float32 is "
             "used"
         ),
-        remedy="Close other programs, and run the check again.",
+        remedy="Close other programs and run the check again.",
         commands=COMPUTING,
         examine=_products,
         absent=with_mlx,
     ),
     Check(
         name="rounding",
-        measures="How far products are from those in float64, as a share of their norm.",
+        measures="The error of matrix products compared with float64, relative to their norm.",
         limit=_limits(LARGEST_ROUNDING),
         remedy=DO_NOT_TRUST,
         commands=COMPUTING,
@@ -135,7 +137,8 @@ ARITHMETIC_CHECKS = (
     ),
     Check(
         name="rotation",
-        measures="How far the compiled rotary embedding and its gradient are from numpy's.",
+        measures="The error of the compiled rotary embedding and its gradient compared "
+        "with numpy's.",
         limit=f"at most {LARGEST_ROTATION:g}",
         remedy=DO_NOT_TRUST,
         commands=COMPUTING,
@@ -144,7 +147,7 @@ ARITHMETIC_CHECKS = (
     ),
     Check(
         name="attention",
-        measures="Time, memory and error of attention forward and backward, fused and unfused.",
+        measures="Time, memory and error of attention, forward and backward, fused and unfused.",
         limit=f"fused at most {SLOWER:g} times as long; off {_limits(LARGEST_ATTENTION)}",
         remedy="If memory allows, train with MLX_SDPA_VJP_FALLBACK=1 in the environment.",
         commands=TRAINING,
@@ -154,8 +157,8 @@ ARITHMETIC_CHECKS = (
     Check(
         name="decoding",
         measures=(
-            "How far tokens decoded one by one past 1,100 positions are from one pass over them "
-            "all."
+            "The error of tokens decoded one by one past 1,100 positions, compared with one pass "
+            "over all of them."
         ),
         limit=_limits(LARGEST_DECODED),
         remedy=DO_NOT_TRUST,

@@ -25,17 +25,20 @@ def _gpu(host: Host) -> Verdict:
     assert device is not None
     value = f"{device.name}, {device.backend}"
     if device.backend == "cpu" and host.has_nvidia_gpu():
-        return wrong(value, "There is an NVIDIA GPU, but MLX computes on the CPU.")
+        return wrong(value, "This machine has an NVIDIA GPU, but MLX computes on the CPU.")
     if device.backend == "cpu" and host.system() == "Darwin":
-        return wrong(value, "This Mac's GPU cannot be used: Metal does not answer.")
+        return wrong(value, "This Mac's GPU cannot be used: Metal does not respond.")
     if device.backend == "cpu":
-        return good(value, "There is no GPU that MLX knows.")
+        return good(value, "MLX finds no GPU that it supports.")
     value += f", {device.memory / _GIB:,.1f} GiB"
     largest = f"{device.largest_buffer / _GIB:,.1f} GiB"
-    bounds = f"An array may have {largest}, and {device.buffers:,} may live at one time."
+    bounds = (
+        f"A single array may have up to {largest}, and {device.buffers:,} arrays may "
+        "exist at a time."
+    )
     detail = bounds if device.largest_buffer else ""
     if "Paravirtual" in device.name:
-        return doubtful(value, f"This is a virtual machine's GPU. {detail}")
+        return doubtful(value, f"This is the GPU of a virtual machine. {detail}")
     if device.memory < LEAST_GPU_MEMORY:
         return doubtful(value, f"Only small models fit into its memory. {detail}")
     return good(value, detail)
@@ -45,7 +48,7 @@ def _watchdog(host: Host) -> Verdict:
     load = host.measure(LOAD)
     value = f"{load.seconds:.1f} s, {1000 * load.longest:,.0f} ms at most at a time"
     if load.longest > LONGEST_WORK:
-        return doubtful(value, "Pieces of work this long can set off the system's watchdog.")
+        return doubtful(value, "Work this long can trigger the system's watchdog.")
     return good(value)
 
 
@@ -53,7 +56,7 @@ def _nccl(host: Host) -> Verdict:
     device = host.device()
     assert device is not None
     if not device.nccl:
-        return doubtful("not there", "Several GPUs could not work together.")
+        return doubtful("missing", "Several GPUs could not work together.")
     return good("there", "mlxchat itself uses one GPU.")
 
 
@@ -61,13 +64,11 @@ def _ways(host: Host) -> Verdict:
     device = host.device()
     assert device is not None
     if not device.fastest_ways:
-        return good("none measured yet", "The first training run or chat measures them.")
+        return good("none measured yet", "They are measured by the first training run or chat.")
     detail = "; ".join(f"{choice.question}: {choice.answer}" for choice in device.fastest_ways)
     unsound = sum(not choice.sound for choice in device.fastest_ways)
     if unsound:
-        return doubtful(
-            f"{unsound:,} of {len(device.fastest_ways):,} with a way that fails", detail
-        )
+        return doubtful(f"{unsound:,} of {len(device.fastest_ways):,} with one that fails", detail)
     return good(f"{len(device.fastest_ways):,} measured", detail)
 
 
@@ -78,20 +79,20 @@ DEVICE_CHECKS = (
         limit=f"the GPU, if there is one, with at least {LEAST_GPU_MEMORY // _GIB} GiB",
         remedy=(
             'With an NVIDIA GPU, install its backend: pip install "mlxchat[cuda]". On a Mac, log '
-            "in at its screen or over SSH: programs without a session may see no GPU."
+            "in on its screen or over SSH: programs outside a login session may see no GPU."
         ),
         commands=COMPUTING,
         examine=_gpu,
         absent=with_mlx,
     ),
     Check(
-        name="fastest ways",
+        name="fastest variants",
         measures=(
-            "The ways to compute that were found to be the fastest here, each of several that "
-            "compute the same. A way that fails or is wrong is not used."
+            "Where several implementations compute the same thing, the one that was fastest here. "
+            "One that fails or is wrong is not used."
         ),
-        limit="none that fails",
-        remedy="Nothing is computed wrong, but slower: report it, with what is said here.",
+        limit="none fails",
+        remedy="Results are right, only slower. Please report it, with the message above.",
         commands=(),
         examine=_ways,
         absent=with_mlx,
@@ -99,10 +100,10 @@ DEVICE_CHECKS = (
     Check(
         name="watchdog",
         measures=(
-            "Whether the system lets the GPU work some seconds without a pause. macOS may end such "
-            "work while a display is on."
+            "Whether the system lets the GPU work for some seconds without a pause. macOS may "
+            "stop such work while a display is on."
         ),
-        limit=f"at most {LONGEST_WORK:g} s at a time, and never ended",
+        limit=f"at most {LONGEST_WORK:g} s at a time, and never stopped",
         remedy=(
             "Let the display sleep, or use the machine over SSH, while it computes; train with "
             "`supervise`."
@@ -113,9 +114,9 @@ DEVICE_CHECKS = (
     ),
     Check(
         name="NCCL",
-        measures="Whether the library by which NVIDIA GPUs work together loads.",
+        measures="Whether the library loads that lets several NVIDIA GPUs work together.",
         limit="there",
-        remedy='Install it again: pip install -U "mlx[cuda13]" brings it.',
+        remedy='Reinstall it: pip install -U "mlx[cuda13]".',
         commands=(),
         examine=_nccl,
         absent=with_cuda,

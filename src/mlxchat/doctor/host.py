@@ -215,7 +215,7 @@ class Host:
     ) -> Numbers:
         left = self._until - self._timer()
         if left < LEAST_SECONDS:
-            raise OutOfTime("There was no time left to measure it.")
+            raise OutOfTime("There was no time left for it.")
         module = f"{PACKAGE}.{probe.module}"
         command = own_command(f"{PACKAGE}.child", module, probe.function)
         seconds, kernels = min(probe.seconds, left), self._compiled_kernels()
@@ -231,15 +231,15 @@ class Host:
         except subprocess.TimeoutExpired as error:
             if more := self._compiled_kernels() - kernels:
                 raise OutOfTime(
-                    f"It was stopped after {seconds:.0f} seconds, in which kernels were compiled "
-                    f"({more}). They are kept for the next time."
+                    f"It was stopped after {seconds:.0f} seconds, while kernels were being "
+                    f"compiled ({more}). They are kept for the next run."
                 ) from error
             if seconds < probe.seconds:
                 raise OutOfTime(f"It was stopped after {seconds:.0f} seconds.") from error
             raise BackendError(
-                f"It did not end within {seconds:.0f} seconds.",
+                f"It did not finish within {seconds:.0f} seconds.",
                 "Close other programs that keep the machine busy, and run the check again. If the "
-                "result is the same, the device hangs: restart the machine.",
+                "result is the same, the device is stuck: restart the machine.",
             ) from error
         if done.returncode:
             raise failure(done.returncode, done.stderr)
@@ -264,5 +264,5 @@ def failure(code: int, errors: str) -> BackendError:
         if failed := explain(line):
             return failed
     last = lines[-1] if lines else "it printed no error"
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "failed"
     return BackendError(f"Its process {how}: {last}")

@@ -24,34 +24,42 @@ class OpenQuestion(NamedTuple):
 
 QUESTIONS = (
     OpenQuestion(
-        "How fast is bfloat16, beside float16 and float32? (M1 and M2 lack it.)", "products"
+        "How fast is bfloat16 compared with float16 and float32? (M1 and M2 lack it.)", "products"
     ),
-    OpenQuestion("Are products right, and float32 ones rounded as TF32? (M5 does.)", "rounding"),
-    OpenQuestion("Is the rotation right, which reads backwards in a compiled kernel?", "rotation"),
-    OpenQuestion("Do the kernels that Metal compiles give the CPU's gradients?", "gradients"),
+    OpenQuestion(
+        "Are products right, and are float32 ones rounded to TF32? (M5 does that.)", "rounding"
+    ),
+    OpenQuestion(
+        "Is the rotary embedding right, whose compiled kernel reads backwards?", "rotation"
+    ),
+    OpenQuestion("Do Metal's compiled kernels give the same gradients as the CPU?", "gradients"),
     OpenQuestion(
         "Is the fused backward pass of attention faster, and how exact is it?", "attention"
     ),
     OpenQuestion(
         "Is decoding right beyond 1,024 keys, where another kernel takes over?", "decoding"
     ),
-    OpenQuestion("How long does Metal compile before the first training step?", "first step"),
     OpenQuestion(
-        "What does holding memory to a plan cost, when buffers come and go?", "memory limit"
+        "How long does Metal take to compile before the first training step?", "first step"
     ),
-    OpenQuestion("What does wiring that memory gain?", "wired memory"),
+    OpenQuestion(
+        "What does limiting memory to the plan cost, as buffers are freed and reallocated?",
+        "memory limit",
+    ),
+    OpenQuestion("What is gained by wiring that memory?", "wired memory"),
     OpenQuestion("Does macOS let the GPU work while its display is on?", "watchdog"),
     OpenQuestion("Does caffeinate keep the Mac awake?", "awake"),
     OpenQuestion("Which wheel did pip choose, and is Python native?", "MLX"),
     OpenQuestion("Does the drive of MLXCHAT_HOME support F_FULLFSYNC?", "sync"),
-    OpenQuestion("Are two names that differ in capitals one name on that drive?", "rename"),
+    OpenQuestion("Does that drive treat names that differ only in case as the same?", "rename"),
     OpenQuestion(
-        "Does an hour of training with the display on pass without `Impacting Interactivity`?",
-        how="Train for an hour and look at the run's log.",
+        "Does an hour of training with the display on pass without the error `Impacting "
+        "Interactivity`?",
+        how="Train for an hour, then look at the run's log.",
     ),
     OpenQuestion(
         "How much slower is the Mac when it is hot? (Laptops without a fan.)",
-        how="Compare the tokens per second of the first and last minutes in the monitor.",
+        how="In the monitor, compare the tokens per second of the first and the last minutes.",
     ),
     OpenQuestion(
         "Does the Mac stay awake with its lid closed?",

@@ -47,7 +47,7 @@ def _refused(host: Host) -> str:
 
 
 def _with_home(host: Host) -> str:
-    return "the home cannot be written" if _refused(host) else ""
+    return "the home is not writable" if _refused(host) else ""
 
 
 def _home(host: Host) -> Verdict:
@@ -58,26 +58,25 @@ def _home(host: Host) -> Verdict:
         return wrong(
             value,
             f"Nothing can be written there ({refused}).",
-            "Check who may write there, or choose another folder with MLXCHAT_HOME.",
+            "Check its permissions, or choose another folder with MLXCHAT_HOME.",
         )
     if name := cloud(root, host.user_home(), host.system() == "Darwin"):
         return doubtful(
             value,
-            f"It is in {name}, which uploads every file that is saved, and may take it off this "
-            "disk.",
+            f"It is in {name}, which uploads every saved file and may remove it from this disk.",
         )
     if kind in NETWORK:
         return doubtful(
-            value, "A network drive is slow to save on, and may disconnect during a run."
+            value, "Saving to a network drive is slow, and the drive may disconnect during a run."
         )
     if kind in CARDS:
         return doubtful(
             value,
-            "This file system has no journal and no links: a power cut can damage it, and saved "
-            "steps that share files are copied.",
+            "This file system has no journal and no hard links: a power cut can damage it, and "
+            "checkpoints that would share files are copied.",
         )
     if kind in VOLATILE:
-        return doubtful(value, "This is memory: what is saved there is lost on a restart.")
+        return doubtful(value, "This is memory: everything saved here is lost on a restart.")
     return good(value)
 
 
@@ -85,9 +84,9 @@ def _space(host: Host) -> Verdict:
     free = host.free_disk()
     value = f"{free / _GIB:,.1f} GiB free"
     if free < RESERVE:
-        return wrong(value, "Downloads leave 1 GiB free, so that nothing can be downloaded.")
+        return wrong(value, "Downloads must leave 1 GiB free, so nothing can be downloaded.")
     if free < ENOUGH_DISK:
-        return doubtful(value, "A few shards and saved steps of a large model fill that.")
+        return doubtful(value, "A few shards and checkpoints of a large model would fill this.")
     return good(value)
 
 
@@ -97,13 +96,13 @@ def _sync(host: Host) -> Verdict:
     if tried.refused and tried.instead:
         return doubtful(
             f"by {tried.instead}",
-            f"F_FULLFSYNC was refused ({tried.refused}): what is saved may stay in the drive's "
-            "cache, and a power cut can take the last step.",
+            f"F_FULLFSYNC was refused ({tried.refused}): saved data may stay in the drive's "
+            "cache, so a power cut can lose the last checkpoint.",
         )
     if tried.refused:
-        return wrong("refused", f"The disk flushes nothing ({tried.refused}).")
+        return wrong("refused", f"The disk cannot be flushed ({tried.refused}).")
     if tried.seconds > SLOW_SYNC:
-        return doubtful(value, "The disk is slow: training waits for it whenever it saves.")
+        return doubtful(value, "The disk is slow, and training waits for it at every save.")
     return good(value)
 
 
@@ -112,12 +111,12 @@ def _lock(host: Host) -> Verdict:
     if tried.refused and tried.instead:
         return doubtful(
             f"by {tried.instead}",
-            f"The system's lock was refused ({tried.refused}). The file that stands for it has to "
-            "be deleted by hand where a process of another machine died.",
+            f"The system's lock was refused ({tried.refused}). A lock file is used instead; if a "
+            "process on another machine dies, you have to delete it by hand.",
         )
     if tried.refused:
         return doubtful(
-            "none", f"Two processes could write the same run: a lock failed ({tried.refused})."
+            "none", f"Two processes could write to the same run: locking failed ({tried.refused})."
         )
     return good("kept")
 
@@ -125,9 +124,11 @@ def _lock(host: Host) -> Verdict:
 def _rename(host: Host) -> Verdict:
     tried = host.measure(RENAMING, home=str(host.home.root))
     if not tried.renamed:
-        return wrong("not whole", "A folder that was renamed lost its file, or is still there.")
+        return wrong(
+            "incomplete", "A renamed folder lost its file, or still exists under its old name."
+        )
     two = "two names" if tried.case_sensitive else "one name"
-    return good("whole", f"Names that differ in capitals only, d4 and D4, are {two} here.")
+    return good("whole", f"Names that differ only in case, such as d4 and D4, are {two} here.")
 
 
 def _link(host: Host) -> Verdict:
@@ -137,30 +138,31 @@ def _link(host: Host) -> Verdict:
     return good("made")
 
 
-ELSEWHERE = "Choose a folder on a disk of this machine with MLXCHAT_HOME."
+ELSEWHERE = "Use MLXCHAT_HOME to choose a folder on a local disk."
 STORAGE_CHECKS = (
     Check(
         name="home",
-        measures="The folder of data and models: its file system, and whether it can be written.",
-        limit="a disk of this machine, outside clouds",
+        measures="The folder of data and models: its file system, and whether it is writable.",
+        limit="a local disk, outside cloud folders",
         remedy=ELSEWHERE,
         commands=STORING,
         examine=_home,
     ),
     Check(
         name="space",
-        measures="What is free on the disk of that folder.",
+        measures="Free space on the disk of that folder.",
         limit=f"at least {ENOUGH_DISK // _GIB} GiB",
         remedy=(
-            f"Make room: {command('checkpoints prune')} removes old steps. Or choose another disk "
-            "with MLXCHAT_HOME."
+            f"Free some space: {command('checkpoints prune')} removes old checkpoints. Or choose "
+            "another disk with MLXCHAT_HOME."
         ),
         commands=STORING,
         examine=_space,
     ),
     Check(
         name="sync",
-        measures="Whether a saved file reaches the drive itself, and how long a megabyte takes.",
+        measures="Whether a saved file reaches the drive itself, and how long that takes "
+        "for a megabyte.",
         limit=f"at most {SLOW_SYNC:g} s",
         remedy=ELSEWHERE,
         commands=STORING,
@@ -169,11 +171,11 @@ STORAGE_CHECKS = (
     ),
     Check(
         name="lock",
-        measures="Whether a file that one process has locked is refused to another.",
+        measures="Whether a file locked by one process is refused to another.",
         limit="kept",
         remedy=(
-            "Do not start two runs of one name at a time, or choose a folder on a disk of this "
-            "machine with MLXCHAT_HOME."
+            "Do not start two runs with the same name at a time, or use MLXCHAT_HOME to choose a "
+            "folder on a local disk."
         ),
         commands=STORING,
         examine=_lock,
@@ -182,8 +184,8 @@ STORAGE_CHECKS = (
     Check(
         name="rename",
         measures=(
-            "Whether a finished folder takes its name in one go: a step is saved whole or not at "
-            "all."
+            "Whether a folder is renamed atomically, so that a checkpoint is saved completely or "
+            "not at all."
         ),
         limit="whole",
         remedy=ELSEWHERE,
@@ -194,10 +196,11 @@ STORAGE_CHECKS = (
     Check(
         name="link",
         measures=(
-            "Whether a file can have two names, so that a step that is kept twice is stored once."
+            "Whether a file can have two names (hard links), so that a checkpoint kept twice is "
+            "stored once."
         ),
         limit="made",
-        remedy="Nothing needs to be done: files are copied instead, which takes time and room.",
+        remedy="You need not do anything: files are copied instead, which takes time and space.",
         commands=STORING,
         examine=_link,
         absent=_with_home,

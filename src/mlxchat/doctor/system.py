@@ -33,9 +33,9 @@ def _python(host: Host) -> Verdict:
     version = host.python()
     value = ".".join(map(str, version))
     if version[:2] < OLDEST_PYTHON:
-        return wrong(value, "mlxchat needs a newer Python.")
+        return wrong(value, "mlxchat needs a newer version of Python.")
     if version[:2] > NEWEST_PYTHON:
-        return doubtful(value, "Not every package has wheels for so new a Python.")
+        return doubtful(value, "Not every package has wheels for such a new version of Python.")
     return good(value)
 
 
@@ -45,7 +45,7 @@ def _architecture(host: Host) -> Verdict:
         return good(value)
     if host.sysctl("sysctl.proc_translated") == 1:
         return wrong(
-            f"{value}, by Rosetta", "This Python was built for Intel; Rosetta translates it."
+            f"{value}, under Rosetta", "This Python was built for Intel and runs under Rosetta."
         )
     if value != "arm64":
         return wrong(value, "MLX has no wheels for Macs with Intel processors.")
@@ -56,7 +56,7 @@ def _macos(host: Host) -> Verdict:
     version = host.answer("sw_vers", "-productVersion") or "unknown"
     major = version.partition(".")[0]
     if not major.isdecimal():
-        return doubtful(version, "sw_vers does not report the version.")
+        return doubtful(version, "sw_vers did not report the version.")
     if int(major) < OLDEST_MACOS:
         return wrong(version, "MLX has had no wheels for it since 0.29.3.")
     return good(version)
@@ -73,7 +73,7 @@ def _mlx(host: Host) -> Verdict:
     other = {name: package.version for name, package in found.items()}
     if any(version != mlx.version for version in other.values()):
         parts = ", ".join(f"{name} {version}" for name, version in other.items())
-        return wrong(value, f"mlx and its backend differ in their versions: {parts}.")
+        return wrong(value, f"mlx and its backend have different versions: {parts}.")
     host.measure(DEVICE)
     return _wheel(host, value)
 
@@ -89,9 +89,9 @@ def _wheel(host: Host, value: str) -> Verdict:
     if new.isdecimal() and int(new) >= NEURAL_MACOS and f"macosx_{NEURAL_MACOS}" not in tags:
         return doubtful(
             f"{value} ({tags})",
-            f"This is the wheel for an older macOS; on an M5 that for macOS {NEURAL_MACOS} is much "
-            "faster, since it uses its neural accelerators.",
-            "pip install -U pip, then remove mlx and mlx-metal and install them again.",
+            f"This is the wheel for an older macOS. On an M5, the one for macOS {NEURAL_MACOS} is "
+            "much faster, since it uses the neural accelerators.",
+            "pip install -U pip, then uninstall mlx and mlx-metal and install them again.",
         )
     return good(f"{value} ({tags})")
 
@@ -106,12 +106,12 @@ def _memory(host: Host) -> Verdict:
     if memory.pressure not in (None, "normal"):
         return doubtful(
             f"{value}, pressure {memory.pressure}",
-            "The system itself says that memory is short: what is trained now waits for the disk.",
+            "The system reports that memory is short, so training would have to wait for the disk.",
         )
     if memory.free < LEAST_MEMORY:
-        return wrong(value, "Not even the quickstart fits into that.")
+        return wrong(value, "Not even quickstart fits into this.")
     if memory.free < ENOUGH_MEMORY:
-        return doubtful(value, "Only small models fit into that.")
+        return doubtful(value, "Only small models fit into this.")
     return good(value)
 
 
@@ -120,7 +120,8 @@ def _power(host: Host) -> Verdict:
     if power.battery and not power.mains:
         return doubtful(
             "battery",
-            "Chips are slower on battery, and a Mac then sleeps whatever it is running.",
+            "Chips are slower on battery power, and a Mac then goes to sleep whatever it is "
+            "running.",
         )
     return good("mains" if power.battery else "no battery")
 
@@ -128,10 +129,12 @@ def _power(host: Host) -> Verdict:
 def _awake(host: Host) -> Verdict:
     held = host.held_awake()
     if held is None:
-        return doubtful("unknown", "pmset, which comes with macOS, does not say.")
+        return doubtful("unknown", "pmset, which comes with macOS, does not report it.")
     if not held:
-        return doubtful("not held", "caffeinate, which comes with macOS, does not run or help.")
-    return good("held awake")
+        return doubtful(
+            "not kept awake", "caffeinate, which comes with macOS, does not run or has no effect."
+        )
+    return good("kept awake")
 
 
 def _compiler(host: Host) -> Verdict:
@@ -139,16 +142,16 @@ def _compiler(host: Host) -> Verdict:
     if device and device.backend == "cpu" and host.answer("g++", "-dumpversion") is None:
         return doubtful(
             "no g++",
-            "MLX then computes a compiled function operation by operation, which is slower.",
+            "Without it, MLX runs compiled functions one operation at a time, which is slower.",
         )
     kernel = host.measure(KERNEL)
     value = f"{kernel.seconds:.2f} s"
     if kernel.difference > SAME_RESULT:
-        return wrong(
-            f"off by {kernel.difference:.1e}", "A compiled kernel computes something else."
-        )
+        return wrong(f"off by {kernel.difference:.1e}", "A compiled kernel gives a wrong result.")
     if kernel.seconds > SLOW_COMPILING:
-        return doubtful(value, "About sixty kernels are compiled before the first training step.")
+        return doubtful(
+            value, "About sixty kernels have to be compiled before the first training step."
+        )
     return good(value)
 
 
@@ -157,7 +160,7 @@ def _blas(host: Host) -> Verdict:
     assert device is not None
     if not device.openblas:
         return wrong(
-            "the reference BLAS", "Matrix products take 10 to 30 times as long as with OpenBLAS."
+            "the reference BLAS", "Matrix products take 10 to 30 times longer than with OpenBLAS."
         )
     return good(device.openblas)
 
@@ -167,14 +170,15 @@ SYSTEM_CHECKS = (
         name="python",
         measures="The version of Python.",
         limit="3.10 to 3.14",
-        remedy=f"Install another Python: {NATIVE_PYTHON}. Then make a new virtual environment.",
+        remedy=f"Install another Python: {NATIVE_PYTHON}. Then create a new virtual environment.",
         commands=EVERYTHING,
         examine=_python,
     ),
     Check(
         name="architecture",
         measures=(
-            "What this Python was built for. A Mac with Apple silicon needs arm64, not Rosetta."
+            "The architecture this Python was built for. A Mac with Apple silicon needs arm64, "
+            "not Rosetta."
         ),
         limit="arm64 on a Mac, native",
         remedy=(
@@ -195,29 +199,27 @@ SYSTEM_CHECKS = (
     ),
     Check(
         name="MLX",
-        measures="Whether MLX loads, in which version, and which backend belongs to it.",
-        limit=f"{'.'.join(map(str, OLDEST_MLX))} or later, all of one version",
+        measures="Whether MLX loads, and the versions of MLX and its backend.",
+        limit=f"{'.'.join(map(str, OLDEST_MLX))} or later, all the same version",
         remedy=(
-            'Install it again with its backend: pip install -U -e ".[cpu]" (an NVIDIA GPU: '
-            '".[cuda]").'
+            'Reinstall it with its backend: pip install -U -e ".[cpu]" (an NVIDIA GPU: ".[cuda]").'
         ),
         commands=EVERYTHING,
         examine=_mlx,
     ),
     Check(
         name="memory",
-        measures="What is free of the machine's memory, and whether the system finds it short.",
+        measures="The machine's free memory, and whether the system reports that memory is short.",
         limit=f"at least {ENOUGH_MEMORY // _GIB} GiB",
         remedy=(
-            "Close other programs, or train a smaller model; `memory_limit` keeps a run within "
-            "bounds."
+            "Close other programs, or train a smaller model. `memory_limit` limits a run's memory."
         ),
         commands=COMPUTING,
         examine=_memory,
     ),
     Check(
         name="power",
-        measures="Where the machine has its power from.",
+        measures="The machine's power source.",
         limit="mains, or no battery",
         remedy="Plug it in before a long run.",
         commands=TRAINING,
@@ -225,9 +227,9 @@ SYSTEM_CHECKS = (
     ),
     Check(
         name="awake",
-        measures="Whether caffeinate keeps this Mac from sleeping while nobody touches it.",
-        limit="held awake",
-        remedy="Set it never to sleep in System Settings (Energy, Battery) before a long run.",
+        measures="Whether caffeinate keeps this Mac from sleeping while nobody is using it.",
+        limit="kept awake",
+        remedy="Before a long run, turn sleep off in System Settings (Energy, Battery).",
         commands=TRAINING,
         examine=_awake,
         absent=on_a_mac,
@@ -235,22 +237,22 @@ SYSTEM_CHECKS = (
     Check(
         name="compiler",
         measures=(
-            "How long a new kernel takes to compile, and whether it computes what was meant. On "
-            "CPUs MLX compiles with g++."
+            "How long a new kernel takes to compile, and whether its result is right. On CPUs, "
+            "MLX compiles with g++."
         ),
         limit=f"at most {SLOW_COMPILING:g} s, off by at most {SAME_RESULT:g}",
-        remedy="On Linux install a compiler: apt install g++",
+        remedy="On Linux, install a compiler: apt install g++",
         commands=COMPUTING,
         examine=_compiler,
         absent=with_mlx,
     ),
     Check(
         name="BLAS",
-        measures="The library that MLX multiplies matrices with on Linux CPUs.",
+        measures="The library that MLX uses to multiply matrices on Linux CPUs.",
         limit="OpenBLAS",
         remedy=(
-            'pip install "mlxchat[cpu]" brings it; for a processor without AVX-512 the system '
-            "does: apt install libopenblas0."
+            'Install it: pip install "mlxchat[cpu]", or, on a processor without AVX-512, through '
+            "your system, as in apt install libopenblas0."
         ),
         commands=COMPUTING,
         examine=_blas,

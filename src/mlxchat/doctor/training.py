@@ -40,7 +40,7 @@ def _first_step(host: Host) -> Verdict:
     steps = host.measure(STEPS)
     value = f"{steps.first_seconds:.1f} s, then {1000 * steps.free.seconds:,.0f} ms"
     if steps.first_seconds > LONGEST_FIRST_STEP:
-        return doubtful(value, "Its kernels were compiled; they are kept for the next time.")
+        return doubtful(value, "Its kernels were compiled, and are kept for the next run.")
     return good(value)
 
 
@@ -82,7 +82,7 @@ def _gradients(host: Host, arch: Architecture) -> Verdict:
 TRAINING_CHECKS = (
     Check(
         name="learning",
-        measures="Whether a few dozen steps on one batch lower the loss of a new model.",
+        measures="Whether a few dozen steps on one batch lower a new model's loss.",
         limit=f"a fall of at least {LEAST_FALL:g}",
         remedy=DO_NOT_TRUST,
         commands=TRAINING,
@@ -91,10 +91,10 @@ TRAINING_CHECKS = (
     ),
     Check(
         name="first step",
-        measures="How long the first training step takes, in which kernels are compiled.",
+        measures="How long the first training step takes, which includes compiling kernels.",
         limit=f"at most {LONGEST_FIRST_STEP:g} s",
         remedy=(
-            "Run the check again: it should be faster now. With CUDA the kernels are kept in "
+            "Run the check again: it should be faster now. With CUDA, kernels are kept in "
             "MLXCHAT_HOME."
         ),
         commands=TRAINING,
@@ -104,13 +104,11 @@ TRAINING_CHECKS = (
     Check(
         name="memory limit",
         measures=(
-            "What holding MLX to a run's planned memory costs, which gives buffers back and makes "
-            "them anew."
+            "The cost of limiting MLX to a run's planned memory, which frees and reallocates "
+            "buffers."
         ),
         limit=f"at most {SLOWER_HELD:g} times as slow",
-        remedy=(
-            "If the machine did nothing else meanwhile, give runs more room with `memory_limit`."
-        ),
+        remedy=("If nothing else was running, give runs more memory with `memory_limit`."),
         commands=TRAINING,
         examine=_held,
         absent=with_mlx,
@@ -118,10 +116,10 @@ TRAINING_CHECKS = (
     Check(
         name="wired memory",
         measures=(
-            "What wiring a run's memory, so that the system cannot swap it out, costs or gains."
+            "What it costs or gains to wire a run's memory, so that the system cannot swap it out."
         ),
         limit=f"at most {SLOWER_HELD:g} times as slow",
-        remedy="Leave out `wired_limit`, as is the default.",
+        remedy="Leave out `wired_limit`, which is the default.",
         commands=TRAINING,
         examine=_wired,
         absent=with_metal,
@@ -129,8 +127,8 @@ TRAINING_CHECKS = (
     Check(
         name="gradients",
         measures=(
-            "How far the compiled loss and gradients of a small model are from plain ones on the "
-            "CPU, in float32."
+            "The error of a small model's compiled loss and gradients compared with uncompiled "
+            "ones on the CPU, in float32."
         ),
         limit=f"at most {LARGEST_GRADIENT:g} of each norm",
         remedy=DO_NOT_TRUST,
@@ -140,7 +138,8 @@ TRAINING_CHECKS = (
     ),
     Check(
         name="modern gradients",
-        measures="The same for the modern architecture, with windows, smear and value embeddings.",
+        measures="The same for the modern architecture, with attention windows, smear and "
+        "value embeddings.",
         limit=f"at most {LARGEST_GRADIENT:g} of each norm",
         remedy=DO_NOT_TRUST,
         commands=TRAINING,

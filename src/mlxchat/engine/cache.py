@@ -1,10 +1,10 @@
-"""The keys and values of what a model has read, so that every token is processed only once.
+"""The key-value cache, with which every token is processed only once.
 
-`KVCache` is the cache of one or more sequences of one length, read in pieces of any length.
-`BatchCache` joins the caches of several sequences of different lengths, to be extended together one
-position at a time. Both fulfil `mlxchat.model.gpt.Cache`: each layer attends to just the keys that
-can be seen. `read_with` reads a position by a `DecodeStep` instead, which gets whole buffers, those
-of several layers in one array.
+`KVCache` is the cache of one or more sequences of equal length, read in pieces of any length.
+`BatchCache` joins the caches of several sequences of different lengths, which are then extended
+together, one position at a time. Both implement `mlxchat.model.gpt.Cache`: each layer attends only
+to the keys that are visible. `read_with` instead reads a position with a `DecodeStep`, which gets
+complete buffers, with those of several layers in one array.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ KeysAndValues = tuple[mx.array, mx.array]
 
 
 class KVCache:
-    """The cache of a model: a cache for each layer, and the tokens read.
+    """A model's cache: one cache per layer, and the tokens read so far.
 
     Args:
         config: the model's.
-        whole: whether layers with a window keep all positions of the context, too, so that every
-            beginning of what was read can be continued.
+        whole: whether layers with a window also keep all positions, so that any prefix of the
+            tokens read can be continued.
     """
 
     def __init__(self, config: GPTConfig, whole: bool = False) -> None:
@@ -80,9 +80,9 @@ class KVCache:
 class KVLayer:
     """The keys and values of one layer, in buffers that double when they are full.
 
-    Writing into a buffer costs the new positions only, where concatenation would copy all the
-    earlier ones for each token. A layer with a window drops the positions that no new one can see
-    whenever its buffers are full.
+    Writing into a buffer only costs the new positions; concatenation would copy all earlier ones
+    for each token. When its buffers are full, a layer with a window drops the positions that no new
+    one can see.
 
     Args:
         window: positions that each position can see before itself.
@@ -251,7 +251,7 @@ class KVLayer:
 
 
 class Stack:
-    """The buffers of layers that are alike, in one array.
+    """The buffers of similar layers in one array.
 
     Attributes:
         array: (layers, 2, B, H, capacity, D), keys before values.
@@ -275,7 +275,7 @@ class Stack:
 
 
 class Share(NamedTuple):
-    """A place in a stack."""
+    """A layer's place in a stack."""
 
     stack: Stack
     number: int
@@ -284,8 +284,8 @@ class Share(NamedTuple):
 class BatchCache:
     """The cache of B sequences that are extended together, one position at a time.
 
-    It is aligned at its end, so that a new position lies in the same place for all sequences; each
-    sequence counts its own positions.
+    The sequences are aligned at their ends, so a new position has the same place in all of them;
+    each sequence counts its own positions.
 
     Args:
         caches: caches of batch size 1, each with at least one position; they do not change. One may

@@ -39,17 +39,17 @@ from mlxchat.tokenizer.messages import Conversation, Message, Part
 _FILE = TypeAdapter(Conversation)
 _MOST_BYTES = 2**26  # of a file of one conversation
 _FORM = (
-    'Such a file holds {"messages": [{"role": "user", "content": "..."}, '
-    '{"role": "assistant", "content": "..."}]}; /save writes one.'
+    'The file should contain {"messages": [{"role": "user", "content": "..."}, {"role": '
+    '"assistant", "content": "..."}]}; /save writes such a file.'
 )
 
 
 @dataclass
 class _Turn:
-    """The user's text; the answer as a message's content and as the tokens drawn for it.
+    """A turn: the user's text, and the answer both as message content and as sampled tokens.
 
     ``dropped`` is the number of earlier turns that the model did not see when it answered.
-    ``stream`` is the generator that draws the answer.
+    ``stream`` is the generator that samples the answer.
     """
 
     user: str
@@ -69,8 +69,8 @@ class Chat:
         model: the network.
         tokenizer: the one that the model was trained with.
         conversational: whether the model was trained on conversations.
-        settings: how tokens are chosen, how many at most, and from which seed, which with the same
-            calls gives the same answers; and the system message.
+        settings: sampling, the maximum length, the seed (the same calls with the same seed give the
+            same answers) and the system message.
 
     Attributes:
         conversational: whether the model was trained on conversations.
@@ -156,7 +156,7 @@ class Chat:
                 keeps the tokens so far, and the chat can go on.
         """
         if self.conversational and not text.strip():
-            raise ConfigError("The message is empty.", "Say something to the model.")
+            raise ConfigError("The message is empty.", "Type a message.")
         self._settle()
         return self._answered(self._turns, _encodable(text))
 
@@ -239,7 +239,7 @@ class Chat:
     def _some_turns(self) -> list[_Turn]:
         self._settle()
         if not self._turns:
-            raise ConfigError("There is no message yet.", "Say something to the model.")
+            raise ConfigError("There is no message yet.", "Type a message.")
         return self._turns
 
     def _answered(self, earlier: list[_Turn], text: str) -> Generator[Part, None, None]:
@@ -363,8 +363,8 @@ def _check_turns(path: Path, spoken: Sequence[Message]) -> None:
         expected = ("user", "assistant")[number % 2]
         if message.role != expected:
             raise DataError(
-                f"{path}: {message.text[:40]!r} is from the {message.role} where the turn is "
-                f"the {expected}'s.",
+                f"{path}: {message.text[:40]!r} is from the {message.role}, but it is the "
+                f"{expected}'s turn.",
                 _FORM,
             )
     if len(spoken) % 2:

@@ -1,13 +1,13 @@
-"""Generation for sequences that come and go: all of them advance together, one token at a time.
+"""Continuous batching: sequences join and leave at any time, and all advance together.
 
-A sequence joins with its prompt read, and leaves when its caller says so, between any two tokens.
-Each has its own settings, seed and penalties; its tokens are those that it would get alone. In
-float32 on CPUs that holds unless two tokens are as likely as each other to within rounding, since
-products of other shapes add up in another order. In bfloat16, as on GPUs, rounding is coarse enough
-to decide between tokens now and then.
+A sequence joins once its prompt has been read, and leaves between any two tokens when its caller
+says so. Each has its own settings, seed and penalties, and gets the same tokens as it would alone.
+In float32 on CPUs, this holds unless two tokens are equally likely to within rounding, since
+products of different shapes are summed in a different order. In bfloat16, as on GPUs, rounding
+occasionally decides between tokens.
 
-For a model with a compiled step the arrays have as many rows as a power of two, so that each size
-is traced once. On CPUs, where nothing is compiled, they have as many as there are sequences.
+If the model has a compiled step, the number of rows is rounded up to a power of two, so that each
+size is traced only once. On CPUs, where nothing is compiled, there is one row per sequence.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -37,7 +37,7 @@ _UNUSED = Sampling(temperature=0)  # of the rows that fill up a power of two
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """The choice of one sequence's tokens, and what is reported of them.
+    """How one sequence's tokens are chosen, and what is reported about them.
 
     The penalties and the bias apply to the logits before the temperature: first the repetition
     penalty of ``sampling``, over the tokens of prompt and continuation, then the others.
@@ -48,9 +48,9 @@ class TokenChoice:
         presence_penalty: subtracted from the logits of tokens that were generated.
         frequency_penalty: subtracted as often as they were.
         logit_bias: added to the logits of these tokens.
-        logprobs: report the log probability of each token, and of so many of the likeliest ones, at
-            most `MOST_ALTERNATIVES`; None for neither. They are of the model's own distribution:
-            before temperature, penalties and bias.
+        logprobs: report the log probability of each token and of this many of the most likely ones,
+            at most `MOST_ALTERNATIVES`; None for neither. They refer to the model's own
+            distribution, before temperature, penalties and bias.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -111,7 +111,7 @@ class _State(NamedTuple):
 
 
 class _Rules(NamedTuple):
-    """The choice of the rows' tokens, and the parts of it that must be computed."""
+    """How the rows' tokens are chosen, and which parts of that must be computed."""
 
     settings: RowSettings
     penalties: mx.array  # repetition, presence and frequency, (3, B, 1)
@@ -120,7 +120,7 @@ class _Rules(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A step whose tokens may still be under way."""
+    """A step whose tokens may still be being computed."""
 
     members: list[Member]
     tokens: mx.array  # (B,)

@@ -1,4 +1,4 @@
-"""Generation: tokens one after another, the next computed while the caller uses the latest."""
+"""Generates tokens one after another, computing the next while the caller uses the latest."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from functools import lru_cache
@@ -220,7 +220,7 @@ def _forced(sampled: mx.array, forced: Sequence[int | None]) -> mx.array:
 
 
 class _Past(NamedTuple):
-    """The inputs of the choice of a token besides the logits.
+    """The inputs, besides the logits, for choosing a token.
 
     Attributes:
         key: of the draws that follow, for all rows or one for each.

@@ -1,4 +1,4 @@
-"""A model in training that generates between two updates."""
+"""Generation by a model in training, between two updates."""
 
 from functools import partial
 
@@ -11,10 +11,10 @@ FUSED = {".c_qkv.": (".c_q.", ".c_k.", ".c_v.")}
 
 
 class Policy:
-    """The model as it is trained, in the form in which it generates fastest.
+    """The model in training, in the form that generates fastest.
 
-    On CPUs that is the model itself. GPUs get a copy in the compute dtype with a compiled step,
-    which is traced once and takes the weights of the moment; an adapter is part of them there, and
+    On CPUs that is the model itself. On GPUs it is a copy in the compute dtype with a compiled
+    step, which is traced once and takes the current weights; an adapter is merged into them, and
     nothing is quantized.
 
     Args:

@@ -1,7 +1,7 @@
-"""Answers to be learnt from: many to each question, with what was drawn and what a tool forced.
+"""Answers for reinforcement learning: many per question, marking tokens that a tool forced.
 
-Every answer has a key of its own, from which and from the model it follows, whichever others are
-drawn along with it (but for rounding, see `mlxchat.engine.continuous`).
+Every answer has its own random key. It depends only on that key and the model, not on the other
+answers in the batch (except for rounding, see `mlxchat.engine.continuous`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +18,11 @@ from mlxchat.runtime import mx
 
 @dataclass
 class DrawnAnswer:
-    """An answer, without the token that ended it.
+    """An answer, without its final stop token.
 
     Attributes:
         ids: its tokens.
-        forced: of each token, whether a tool forced it.
+        forced: for each token, whether a tool forced it.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -70,7 +70,7 @@ def draw_answers(
 
 
 class _Noted:
-    """A tool of one answer, or none, and a note of each token and of whether it was forced."""
+    """Wraps one answer's tool, if any, and records each token and whether it was forced."""
 
     def __init__(self, answer: DrawnAnswer, tool: Tool | None) -> None:
         self._answer, self._tool, self._forced = answer, tool, False

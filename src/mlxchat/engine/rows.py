@@ -1,8 +1,8 @@
-"""The keys and values of sequences that come and go, in buffers that keep their shapes.
+"""Keys and values of sequences that join and leave, in buffers that keep their shapes.
 
 `KVCache` and `BatchCache` are for sequences that begin together. Here each row of the buffers is a
-sequence with its own beginning, in the first slot, and its own end, so that nothing is moved when
-another joins or leaves.
+sequence that begins in the first slot and has its own end, so nothing has to be moved when another
+sequence joins or leaves.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ SHRINK = 4  # buffers are replaced by smaller ones when so small a share of them
 
 
 class Layout:
-    """The division of a model's layers among arrays: those with the same window share one."""
+    """How a model's layers are divided among arrays: layers with the same window share one."""
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
@@ -58,10 +58,10 @@ class Layout:
 
 
 class SequenceRows:
-    """The buffers of up to so many sequences as have joined, a row each, without gaps.
+    """The buffers of all sequences that have joined, one row each, without gaps.
 
-    Layers with a window hold all positions of a sequence like the others, so that each beginning of
-    it can be continued later.
+    Like the others, layers with a window keep all positions of a sequence, so that any prefix of it
+    can be continued later.
 
     Attributes:
         lengths: the positions of each row.

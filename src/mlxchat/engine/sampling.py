@@ -1,13 +1,13 @@
-"""From logits to tokens: pure functions along the last axis.
+"""Sampling, from logits to tokens: pure functions along the last axis.
 
-`make_sampler` chains them as the settings say, for rows that share their settings and one key.
-`sample_rows` does so for rows with settings and keys of their own, in arrays: each row's token is
-the one that `make_sampler` chooses for that row alone.
+`make_sampler` chains them according to the settings, for rows that share settings and a key.
+`sample_rows` does so for rows with their own settings and keys, given as arrays; each row gets the
+token that `make_sampler` would choose for that row alone.
 
 The last axis of `greedy` and `penalise` is the vocabulary. Filters (`keep_top_p`, `keep_min_p`)
-come after the temperature and after top-k: they get the logits of all tokens, or of only the k
-largest in any order, so that a filter must not take an index for a token. They return logits of the
-same shape, with -inf for what they exclude.
+come after the temperature and after top-k: they get the logits of all tokens, or only of the k
+largest in any order, so a filter must not treat an index as a token. They return logits of the same
+shape, with -inf for what they exclude.
 
 To add a filter, write a function here, a field in `mlxchat.config.inference.Sampling`, and the
 lines in `make_sampler` and `sample_rows` that join them.
@@ -162,9 +162,10 @@ class Needs(NamedTuple):
     """The parts of sampling that some row needs; each combination is traced once.
 
     Attributes:
-        candidates: how many of the largest logits rows with a top_k are drawn from; 0 without such.
-        among_all: whether rows draw from the whole vocabulary.
-        sorted: whether that must be sorted, for a top_p.
+        candidates: how many of the largest logits are considered for rows with a top_k; 0 if there
+            are none.
+        among_all: whether some rows sample from the whole vocabulary.
+        sorted: whether the vocabulary must be sorted, for a top_p.
     """
 
     candidates: int

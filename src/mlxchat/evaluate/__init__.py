@@ -1,1 +1,1 @@
-"""The quality of a model: validation loss, and the share of problems that it solves."""
+"""The quality of a model: its validation loss, and the fraction of problems it solves."""

@@ -1,4 +1,4 @@
-"""Answering the problems of a task, and the share of right answers beside that of guessing.
+"""Answers the problems of a task, and compares the score with that of guessing.
 
 `answer_problems` answers multiple-choice questions by comparing logits (`choose_letters`) and all
 others by decoding greedily (`write_answers`). Prompts of similar length are computed together,
@@ -27,7 +27,7 @@ MAX_BATCH_TOKENS = 8192  # padding included
 
 @dataclass(frozen=True)
 class Outcome:
-    """An answer to a problem.
+    """The model's answer to a problem.
 
     Attributes:
         answer: the letter that the model chose, or the text that it wrote, with the names of its
@@ -100,8 +100,8 @@ class Score:
     Attributes:
         problems: the number of problems.
         right: how many of them were answered correctly.
-        random: the share that guessing gets right: the mean of 1 / number of choices (nanochat
-            takes 0.25 even for questions with 3 or 5 choices), and 0 for written answers.
+        random: the fraction that guessing gets right: the mean of 1 / number of choices (nanochat
+            uses 0.25 even for questions with 3 or 5 choices), and 0 for written answers.
     """
 
     task: str

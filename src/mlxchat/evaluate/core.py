@@ -1,8 +1,8 @@
-"""CORE of a model: its score on each task, and their mean.
+"""CORE, nanochat's benchmark for base models: a model's score on each task, and their mean.
 
-`measure_core` goes through the tasks, as part of a run or, by `evaluate_run`, of a saved model.
-That keeps the verdict on each example in a file, so that an evaluation that was interrupted resumes
-where it was. The file belongs to one model, bundle and limit.
+`measure_core` evaluates the tasks during a run; `evaluate_run` does so for a saved model. The
+latter keeps the verdict on each example in a file, so that an interrupted evaluation resumes where
+it stopped. Each file belongs to one model, bundle and limit.
 """
 
 import math
@@ -36,7 +36,7 @@ class CoreResult:
 
     Attributes:
         scores: a `Score` of each task, in the order of `CORE_TASKS`.
-        max_per_task: the most examples of each; None for all.
+        max_per_task: the maximum number of examples per task; None for all.
     """
 
     scores: tuple[Score, ...]
@@ -121,7 +121,9 @@ def evaluate_run(
             (label, i) in kept.right for label in items for i in range(len(items[label]))
         ):
             report(
-                Noted(clock(), f"{done:,} of {counted(total, 'examples')} had been judged before.")
+                Noted(
+                    clock(), f"{done:,} of {counted(total, 'examples')} had already been evaluated."
+                )
             )
         examples = CoreExamples(items, saved.tokenizer)
         for event in measure_core(saved.model, examples, kept, limit, clock):
@@ -183,10 +185,10 @@ def core_scores(examples: CoreExamples, verdicts: Verdicts) -> tuple[Score, ...]
 
 
 class _Progress:
-    """Yields the examples of each task, and the tokens of all.
+    """Reports progress: examples per task, and tokens overall.
 
-    Tasks differ in length by a factor of a hundred: only tokens tell how much time is left. Until a
-    task has ended, a sample of its examples tells how many it has.
+    Tasks differ in length by a factor of a hundred, so only tokens show how much time is left.
+    Until a task is finished, its tokens are estimated from a sample of its examples.
     """
 
     def __init__(

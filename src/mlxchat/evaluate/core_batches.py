@@ -1,6 +1,6 @@
-"""Which examples of CORE are computed together: of similar length, within tokens and memory.
+"""Batches CORE's examples by similar length, within limits on tokens and memory.
 
-What the rows of an example begin with is read once, by itself, wherever that saves enough.
+The common beginning of an example's rows is read only once, if that saves enough.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ PEAK_SHARE = 0.8  # of the limit is in use at one time, the rest kept for reuse
 
 
 class CoreReading(NamedTuple):
-    """An example, its different rows, and how many tokens of their beginning are read once."""
+    """An example, its distinct rows, and how many of their common first tokens are read once."""
 
     example: CoreExample
     rows: tuple[CoreRow, ...]
@@ -60,11 +60,11 @@ def reading(example: CoreExample, n_layer: int) -> CoreReading:
 
 
 class BatchLimit(NamedTuple):
-    """The most that is computed at a time.
+    """The maximum size of a batch.
 
     Attributes:
-        tokens: that are read, padding included.
-        memory: bytes that this takes beside the weights; None for no limit.
+        tokens: the number of tokens, including padding.
+        memory: bytes in addition to the weights; None for no limit.
     """
 
     tokens: int = MAX_BATCH_TOKENS
@@ -140,9 +140,9 @@ def batch_limit(model: GPT, memory_limit: str | None) -> BatchLimit:
     room = int(PEAK_SHARE * limit) - used
     if room < least:
         raise MemoryLimitError(
-            f"To read {config.sequence_len:,} tokens, this model needs "
-            f"{round_size(round((used + least) / PEAK_SHARE))}; it may take {round_size(limit)}.",
-            "Use a larger `memory_limit`, or end other programs.",
+            f"This model needs {round_size(round((used + least) / PEAK_SHARE))} to read "
+            f"{config.sequence_len:,} tokens; the limit is {round_size(limit)}.",
+            "Use a larger `memory_limit`, or close other programs.",
         )
     return BatchLimit(memory=room)
 

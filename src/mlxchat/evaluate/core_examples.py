@@ -1,4 +1,4 @@
-"""The examples of CORE's tasks for one tokenizer, encoded as they are asked for."""
+"""The examples of CORE's tasks for one tokenizer, encoded on demand."""
 
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ def read_items(
 
 
 class CoreExamples:
-    """The examples of tasks, as ids.
+    """The examples of tasks as token ids.
 
     Args:
         items: the examples of each task, by label.
@@ -97,7 +97,7 @@ class CoreExamples:
 
 
 class _Packed(NamedTuple):
-    """An example in a tenth of the memory."""
+    """An example in a compact form that takes a tenth of the memory."""
 
     prefix: npt.NDArray[np.int32]
     tails: tuple[npt.NDArray[np.int32], ...]

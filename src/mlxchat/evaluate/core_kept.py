@@ -1,4 +1,4 @@
-"""Verdicts on CORE's examples, and the file that keeps them through an interruption."""
+"""Verdicts on CORE's examples, and the file that stores them so that evaluations can resume."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from mlxchat.runtime import mx
 
 
 class _Line(BaseModel):
-    """A verdict in the file."""
+    """A line of the file: a verdict."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +48,7 @@ class Verdicts:
 
 
 class KeptVerdicts(Verdicts):
-    """Verdicts in a file to which new ones are added."""
+    """Verdicts stored in a file, to which new ones are appended."""
 
     def __init__(self, file: TextIO, path: Path, right: dict[tuple[str, int], bool]) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def read_verdicts(path: Path) -> tuple[dict[tuple[str, int], bool], int]:
 
 def _evaluated_elsewhere(path: Path) -> LockedError:
     return in_use(
-        path, "Another process evaluates the same model.", "Wait for it to end, or stop it."
+        path, "Another process is evaluating the same model.", "Wait for it to finish, or stop it."
     )
 
 

@@ -1,4 +1,4 @@
-"""The prompts of CORE's examples, as text and as token ids, and which of their tokens count.
+"""The prompts of CORE's examples, as text and token ids, and which of their tokens are scored.
 
 Everything here computes what nanochat does (commit 92d63d4, nanochat/core_eval.py), whose templates
 are plain concatenations: solved examples, each followed by a blank line, then the example itself.
@@ -27,7 +27,7 @@ ENCODERS = 4  # threads; the tokenizer lets go of Python's lock
 
 @dataclass(frozen=True)
 class CoreRow:
-    """A prompt as ids; those from ``start`` to before ``end`` count."""
+    """A prompt as token ids, of which those from ``start`` to before ``end`` are scored."""
 
     ids: tuple[int, ...]
     start: int
@@ -42,8 +42,8 @@ class CoreExample:
         index: its number in the task.
         rows: a prompt for each answer or context, or the only one of a completion.
         gold: the number of the right row; None for a completion, which is right if the model
-            predicts each token that counts.
-        prefix: how many ids all rows begin with.
+            predicts every scored token.
+        prefix: the number of leading ids that all rows share.
     """
 
     index: int
@@ -119,7 +119,7 @@ def mark_rows(kind: CoreKind, prompts: Sequence[Sequence[int]]) -> tuple[CoreRow
     if kind == "completion":
         without, whole = prompts
         if len(without) >= len(whole) or list(whole[: len(without)]) != list(without):
-            raise ValueError("its tokens do not begin with those of its prompt")
+            raise ValueError("its tokens do not start with the tokens of its prompt")
         return (CoreRow(tuple(whole), len(without), len(whole)),)
     if kind == "multiple choice":
         start = common_prefix(prompts)

@@ -1,4 +1,4 @@
-"""The 22 tasks of CORE, and the bundle of files that their examples are in.
+"""The 22 tasks of CORE, and the bundle of files with their examples.
 
 CORE, of DCLM (https://arxiv.org/abs/2406.11794), is how nanochat judges base models. Tasks, bundle
 and baselines are nanochat's (commit 92d63d4, nanochat/core_eval.py and scripts/base_eval.py). It
@@ -45,13 +45,13 @@ class CoreTask:
 
     Attributes:
         file: the path of its examples in the bundle.
-        kind: multiple choice has a question and answers, of which one is right; a schema has
-            contexts, of which one goes with the continuation; of a completion the model has to
-            predict each token.
-        shots: the number of solved examples before the one that counts.
-        baseline: the percentage that guessing gets right.
-        gpt2: the shares that GPT-2 gets right, by size as in `GPT2_SIZES`.
-        delimiter: the text between a question or context and what follows it.
+        kind: multiple choice has a question and several answers, one of them right; a schema has
+            several contexts, one of which fits the continuation; for a completion, the model must
+            predict every token.
+        shots: the number of solved examples before the one that is scored.
+        baseline: the percentage of right answers from guessing. gpt2: GPT-2's fractions of right
+        answers, by size as in `GPT2_SIZES`. delimiter: the text between a question or context and
+        what follows it.
     """
 
     file: str
@@ -161,7 +161,7 @@ def core_labels(tasks: str | None) -> list[str]:
 
 
 class _Labelled(BaseModel):
-    """An item of which one of several texts is right."""
+    """An item with several texts, one of which is right."""
 
     gold: Annotated[int, Field(ge=0)]
 
@@ -229,7 +229,8 @@ def core_items(label: str, content: bytes, limit: int | None) -> list[CoreItem]:
     if len(kept) <= task.shots:
         remedy = f"Use `max_per_task={task.shots + 1}` or more, or name other tasks with `tasks`."
         raise ConfigError(
-            f"Each example of {label} comes after {task.shots} others, and there are {len(kept)}.",
+            f"Each prompt of {label} contains {task.shots} other examples, but the number of "
+            f"examples is {len(kept)}.",
             remedy if len(lines) > task.shots else _ORIGINAL,
         )
     return [_parsed_item(label, task, number, line) for number, line in kept]
@@ -245,7 +246,7 @@ def _parsed_item(label: str, task: CoreTask, number: int, line: bytes) -> CoreIt
             where = ".".join(map(str, fault["loc"]))
             reason = f"{where}: {fault['msg']}" if where else fault["msg"]
         raise DataError(
-            f"Line {number:,} of {Path(task.file).name} is no example of {label}: {reason}.",
+            f"Line {number:,} of {Path(task.file).name} is not an example of {label}: {reason}.",
             _ORIGINAL,
         ) from error
 
@@ -256,7 +257,7 @@ def _parsed_item(label: str, task: CoreTask, number: int, line: bytes) -> CoreIt
 class Bundle:
     """The files of the tasks, in a zip file or a folder.
 
-    A zip file has to be the original; a folder may hold other examples, such as one's own.
+    A zip file must be the original; a folder may contain other examples, such as your own.
 
     Args:
         path: ``eval_bundle.zip``, the folder ``eval_bundle``, or the folder that it is in.
@@ -276,14 +277,15 @@ class Bundle:
             self._folder = _folder_of_data(path)
         elif not path.exists():
             raise NotFound(
-                f"There is no bundle of CORE's tasks at {path}.",
-                f"Name another; if none is named, it is fetched from {BUNDLE_ADDRESS}.",
+                f"There is no bundle of CORE tasks at {path}.",
+                f"Name another one, or none: it is then downloaded from {BUNDLE_ADDRESS}.",
             )
         elif (found := _sha256_of(path)) != BUNDLE_SHA256:
             raise DataError(
-                f"{path} is not the bundle of CORE: its sha256 is {found[:16]}..., not "
+                f"{path} is not the CORE bundle: its sha256 is {found[:16]}..., not "
                 f"{BUNDLE_SHA256[:16]}...",
-                f"Fetch it again from {BUNDLE_ADDRESS}, or name the folder it was unpacked to.",
+                f"Download it again from {BUNDLE_ADDRESS}, or name the folder it was unpacked "
+                "into.",
             )
 
     @property
@@ -319,11 +321,11 @@ class Bundle:
         except FileNotFoundError as error:
             raise NotFound(
                 f"{self.path} has no {CORE_TASKS[label].file}, the examples of {label}.",
-                f"Use the whole bundle, {BUNDLE_ADDRESS}, or leave that task out.",
+                f"Use the complete bundle, {BUNDLE_ADDRESS}, or leave that task out.",
             ) from error
         except OSError as error:
             problem = f"The examples of {label} in {self.path} cannot be read: {reason_of(error)}."
-            raise DataError(problem, "Check what they are and who may read them.") from error
+            raise DataError(problem, "Check their type and permissions.") from error
         return contents
 
 
@@ -377,7 +379,10 @@ def fetch_bundle(destination: Path, report: Report, hub: Hub, clock: Clock = SYS
     try:
         download(hub, remote, destination, progress)
     except (DataError, NotFound) as error:
-        remedy = f"Check the network, or get {remote.url} by other means; it goes to {destination}."
+        remedy = (
+            f"Check the network, or download {remote.url} by other means and save it "
+            f"as {destination}."
+        )
         raise DataError(error.problem, remedy) from error
 
 
@@ -386,8 +391,8 @@ def _folder_of_data(path: Path) -> Path:
         if (folder / _DATA).is_dir():
             return folder / _DATA
     raise NotFound(
-        f"{path} has no folder {_DATA}, so it is no bundle of CORE's tasks.",
-        f"Give the zip file of {BUNDLE_ADDRESS}, or the folder it was unpacked to.",
+        f"{path} has no folder {_DATA}, so it is not a bundle of CORE tasks.",
+        f"Name the zip file from {BUNDLE_ADDRESS}, or the folder it was unpacked into.",
     )
 
 
@@ -396,5 +401,5 @@ def _sha256_of(path: Path) -> str:
         return hashlib.sha256(read_regular(path, MOST_FILE_BYTES)).hexdigest()
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read: {reason_of(error)}.", "Check what it is and who may read it."
+            f"{path} cannot be read: {reason_of(error)}.", "Check its type and permissions."
         ) from error

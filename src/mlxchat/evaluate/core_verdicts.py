@@ -1,14 +1,15 @@
-"""Which examples of CORE a model gets right, many at a time.
+"""Determines which of CORE's examples a model gets right, many at a time.
 
-The rules are nanochat's (commit 92d63d4, nanochat/core_eval.py): of answers or contexts, the row
-counts as chosen whose tokens have the lowest mean loss, the first of equals; of a completion each
-token has to be the likeliest. Prompts longer than the context are read whole.
+The rules are nanochat's (commit 92d63d4, nanochat/core_eval.py). Among answers or contexts, the
+model chooses the row whose tokens have the lowest mean loss, and the first of equals. In a
+completion, every token must be the most likely one. Prompts longer than the context are not
+truncated.
 
-nanochat computes one example at a time, all its rows from their beginning, and the logits of every
-position. Here rows of similar length are computed together, equal ones once, and logits only where
-tokens count. And what is in front of those, alike in all rows of an example, is read once, wherever
-that saves enough: the rows then continue its keys and values. Of it the last layer computes no
-more, which is worth it for the only row of a completion too.
+nanochat computes one example at a time, every row from its beginning, and the logits at every
+position. Here rows of similar length are batched, identical rows are computed once, and logits are
+computed only where tokens are scored. The beginning that all rows of an example share is read once,
+if that saves enough, and the rows then continue from its keys and values. The last layer computes
+nothing but keys and values for it, which pays off even for the single row of a completion.
 """
 
 import math
@@ -34,9 +35,9 @@ class CoreVerdict:
     Attributes:
         index: the example's number in its task.
         right: whether it is right.
-        mean_losses: of each row, in nats; NaN for a row without a token that counts, nothing for a
-            completion.
-        predicted: the likeliest tokens in place of those that count; of a completion only.
+        mean_losses: the mean loss of each row in nats; NaN for a row without scored tokens, empty
+            for a completion.
+        predicted: the most likely tokens in place of the scored ones; only for a completion.
     """
 
     index: int
@@ -141,13 +142,13 @@ def _verdict(example: CoreExample, values: Sequence[Sequence[float]]) -> CoreVer
 
 
 class PrefixCache:
-    """The keys and values of what several rows begin with; a `mlxchat.model.gpt.Cache`.
+    """The keys and values of the beginning that several rows share; a `mlxchat.model.gpt.Cache`.
 
-    It is read once, by sequences of one length. Then `repeat` makes rows of the sequences, and what
-    continues them attends to it and to itself, without being kept.
+    The beginnings, all of one length, are read once. Then `repeat` turns them into rows; tokens
+    that continue a row attend to its beginning and to each other, and are not cached.
 
     Attributes:
-        offset: the positions that are kept.
+        offset: the number of cached positions.
     """
 
     def __init__(self, config: GPTConfig) -> None:

@@ -1,11 +1,12 @@
-"""Running programs that a model wrote, in a process of their own and within limits.
+"""Runs programs that a model wrote, each in its own process and within limits.
 
-The limits contain accidents: an endless loop, too much memory, a file left behind. They are not a
-sandbox: a program can read what you can read, use the network, and escape its limits on purpose.
+The limits protect against accidents, such as an endless loop, excessive memory or leftover files.
+They are not a sandbox: a program can read what you can read, use the network, and escape its limits
+on purpose.
 
-A program has succeeded if its process then sends back a token, drawn anew for each program. Until
-then the token is in a pipe: not in the program's source, arguments, environment or objects. An exit
-code would not do, because a program can end itself with any.
+A program has succeeded if its process afterwards sends back a token that is generated for each
+program. Until then the token is only in a pipe, and not in the program's source, arguments,
+environment or objects. An exit code would prove nothing, because a program can exit with any code.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The loss in bits per byte, and text, held-out conversations and questions to measure it on.
+"""The loss in bits per byte, and the held-out text, conversations and questions it is measured on.
 
 Bits per byte do not depend on the tokenizer, so models with different vocabularies can be compared.
 """
@@ -68,8 +68,8 @@ def bits_per_byte(
     nats, counted, bytes_seen, tokens_seen = summed([*sums.tolist(), float(tokens)])
     if not bytes_seen:
         raise DataError(
-            "The validation data does not fill one row of the context length, or has no answer "
-            "within it.",
+            "The validation data does not fill a single row of the context length, or contains no "
+            "answer.",
             "Use more validation data, or a model with another context length.",
         )
     yield Evaluated(
@@ -90,7 +90,7 @@ class HeldOut:
         batches: one conversation per row, padded on the right; targets are -1 except on what the
             assistant says.
         conversations: the number of conversations.
-        cut: how many of them lost their end because they were longer than the context.
+        cut: how many of them were truncated because they were longer than the context.
     """
 
     batches: list[Batch]

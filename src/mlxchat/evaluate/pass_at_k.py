@@ -1,4 +1,4 @@
-"""pass@k: the share of questions to which at least one of k answers is right, with an interval."""
+"""pass@k: the fraction of questions for which at least one of k answers is right."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ _Z = 1.959964  # the normal distribution is within this many standard deviations
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its interval of 95% confidence."""
+    """An estimate with its 95% confidence interval."""
 
     value: float
     low: float

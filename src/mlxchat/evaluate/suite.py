@@ -1,4 +1,4 @@
-"""The evaluation of a chat model: which tasks and conversations, and the run through them."""
+"""The evaluation of a chat model: selects tasks and conversations, and evaluates them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,17 +26,19 @@ from mlxchat.tokenizer.messages import Conversation
 BUILTIN_SEED = 42  # of the built-in conversations; which of them are held out does not depend on it
 
 SKIPPED = (
-    "{} is skipped because it runs the programs that the model writes. Allow it with "
+    "{} is skipped because it runs programs that the model writes. Allow it with "
     "`allow_code_execution`."
 )
-NO_TASK_FILES = "Only spelling is run: {} has no task files. Name their folder with `task_data`."
+NO_TASK_FILES = (
+    "Only spelling is evaluated, because {} has no task files. Name their folder with `task_data`."
+)
 SHARE_UNKNOWN = (
-    "The share of conversations held out when this model was fine-tuned is unknown; using {:g}. "
-    "Set another with `validation_share`."
+    "It is unknown what fraction of the conversations was held out when this model was "
+    "fine-tuned; using {:g}. Set another with `validation_share`."
 )
 PARTLY_TRAINED = (
-    "The model was fine-tuned with a validation share of {:g}: at {:g}, some of the conversations "
-    "it was trained on may count as held out."
+    "The model was fine-tuned with a validation share of {:g}: with {:g}, some of the "
+    "conversations it was trained on may count as held out."
 )
 
 
@@ -72,7 +74,7 @@ def select_tasks(config: ChatEvalConfig, task_data: Path) -> tuple[list[str], li
         refused = [] if config.allow_code_execution else _running_code(config.named)
         if refused:
             raise ConfigError(
-                f"The task {refused[0]} runs the programs that the model writes, on this machine.",
+                f"The task {refused[0]} runs programs that the model writes, on this machine.",
                 "Allow it with `allow_code_execution`, or name other tasks with `tasks`.",
             )
         return list(config.named), []
@@ -83,8 +85,8 @@ def select_tasks(config: ChatEvalConfig, task_data: Path) -> tuple[list[str], li
         if config.task_data is not None:
             raise NotFound(
                 f"{task_data} has no task files.",
-                f"It should hold folders such as {TASKS['mmlu'].folder} with parquet files in "
-                "them; `tasks=spelling` needs none.",
+                f"It should contain folders such as {TASKS['mmlu'].folder} with parquet files in "
+                "them. `tasks=spelling` needs none.",
             )
         return available, [NO_TASK_FILES.format(task_data)]
     skipped = [] if config.allow_code_execution else _running_code(available)

@@ -1,9 +1,9 @@
 """The evaluation tasks: where their files are, what a row asks, and when an answer is right.
 
-A task that reinforcement learning trains on (`mlxchat.data.questions`) is measured by the questions
-that it holds out. Any other task is one row of `TASKS`. To add one, write a `TaskRow` for its files
-and put its name into `mlxchat.config.inference.TaskName`. A folder of task data is laid out as on
-Hugging Face: ``<organisation>--<name>/<config>/<split>/*.parquet``.
+A task that reinforcement learning trains on (`mlxchat.data.questions`) is evaluated on its held-out
+questions. Any other task is one row of `TASKS`. To add one, write a `TaskRow` for its files and put
+its name into `mlxchat.config.inference.TaskName`. A folder of task data is laid out as on Hugging
+Face: ``<organisation>--<name>/<config>/<split>/*.parquet``.
 
 Prompts and rules are nanochat's (commit 92d63d4, tasks/), so that its models see the prompts they
 were trained on and scores can be compared.

@@ -1,4 +1,4 @@
-"""The temperatures that come nearest to the soft cap in programs that leave it out.
+"""Temperatures that best imitate the soft cap in programs that do not support it.
 
 Softly capped logits, c = bound * tanh(z / bound), lie closer together than the raw ones, z. A
 program without the cap draws from sharper probabilities, which a higher temperature softens. It
@@ -34,7 +34,7 @@ _HALVINGS = 14  # of its range, on a logarithmic scale: to 0.02%
 
 @dataclass(frozen=True)
 class NearestTemperatures:
-    """Temperatures without the soft cap that come nearest to two with it.
+    """The temperatures without the soft cap that are closest to two temperatures with it.
 
     Attributes:
         usual: the nearest to `USUAL`, mlxchat's default.

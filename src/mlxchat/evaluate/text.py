@@ -1,4 +1,4 @@
-"""The loss of a model on texts of one's own, a file at a time."""
+"""The loss of a model on the user's own text files."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ class TextLoss:
 
     Attributes:
         path: the file.
-        documents: the number of texts in it, each read from its own beginning.
+        documents: the number of texts in it, each of which is read separately.
         tokens: the number of tokens that were predicted.
         loss: their mean cross entropy in nats.
         bits_per_byte: comparable between models with different tokenizers.
@@ -51,10 +51,10 @@ def require_texts(paths: Iterable[Path]) -> None:
     """
     for path in paths:
         if not path.is_file():
-            raise NotFound(f"There is no file {path}.", "Name a file of text with `text`.")
+            raise NotFound(f"There is no file {path}.", "Name a text file with `text`.")
         if kind(path) not in OWN_KINDS:
             raise DataError(
-                f"{path} is not of a kind that holds text.", f"Use {', '.join(OWN_KINDS)}."
+                f"{path} does not have the name of a text file.", f"Use {', '.join(OWN_KINDS)}."
             )
 
 
@@ -78,7 +78,7 @@ def text_loss(
     try:
         texts = list(_texts(path, saved.tokenizer))
     except DataError as error:  # its remedy may be a setting that there is none of here
-        remedy = "Mend it, or convert it to UTF-8; or name another file with `text`."
+        remedy = "Correct it, convert it to UTF-8, or name another file with `text`."
         raise DataError(error.problem, remedy) from error
     batches = lay_out_text(texts, saved.tokenizer.bos, saved.model.config.sequence_len)
     try:

@@ -52,7 +52,10 @@ _READ = {
 }
 _PLAIN_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")  # that leave W as it is
 
-_ANOTHER = "Train the adapter as plain LoRA or DoRA on the matrices of the layers, or merge it."
+_ANOTHER = (
+    "Train it as a plain LoRA or DoRA adapter on the layers' matrices, or merge it "
+    "into its base model."
+)
 
 
 class Adapter(NamedTuple):
@@ -186,8 +189,8 @@ def require_same_effect(
         added = lora.scale * np.array(mx.array(x) @ a @ b)
         if not np.allclose(added, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()):
             raise CheckpointError(
-                f"The adapter of {layer} computes something else than PEFT's.",
-                "This is a mistake in mlxchat: please report it.",
+                f"The adapter of {layer} gives other results than PEFT's.",
+                "This is a bug in mlxchat: please report it.",
             )
 
 
@@ -222,10 +225,10 @@ def _grouped(tensors: Mapping[str, mx.array], ends: Mapping[str, str]) -> dict[s
     for name, tensor in tensors.items():
         end = next((end for end in ends if name.endswith(end)), None)
         if end is None:
-            raise _refused(f"{one_line(name, 99)} is no part of LoRA or DoRA")
+            raise _refused(f"{one_line(name, 99)} is not part of LoRA or DoRA")
         layer = plain_name(name.removesuffix(end))
         if not mx.issubdtype(tensor.dtype, mx.floating):
-            raise _refused(f"{one_line(name, 99)} is not of floating-point numbers")
+            raise _refused(f"{one_line(name, 99)} does not contain floating-point numbers")
         layers.setdefault(layer, {})[ends[end]] = tensor
     if not layers:
         raise _refused("it has no tensors")
@@ -235,7 +238,7 @@ def _grouped(tensors: Mapping[str, mx.array], ends: Mapping[str, str]) -> dict[s
 def _matrices(layer: str, parts: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
     first, second = parts.get("lora_a"), parts.get("lora_b")
     if first is None or second is None or not first.ndim == second.ndim == 2 or not first.size:
-        raise _refused(f"{one_line(layer, 99)} has not two matrices")
+        raise _refused(f"{one_line(layer, 99)} does not have two matrices")
     return first, second
 
 
@@ -251,7 +254,9 @@ def _uniform(
         adapted = layers.get(layer)
         if adapted is None:
             if dora:
-                raise _refused(f"it is DoRA without {layer}, whose like is adapted in other layers")
+                raise _refused(
+                    f"it uses DoRA and lacks {layer}, although it adapts that part in other layers"
+                )
             adapted = _Adapted(mx.zeros((inputs, rank)), mx.zeros((rank, outputs)), None, scale)
         _require_fits(layer, adapted, inputs, outputs, dora)
         missing = rank - adapted.a.shape[1]
@@ -263,7 +268,7 @@ def _uniform(
             arrays[f"{layer}.m"] = adapted.m.astype(mx.float32)
     for name, array in arrays.items():
         if not mx.isfinite(array).all().item():
-            raise _refused(f"{name} has numbers that are infinite or none")
+            raise _refused(f"{name} has values that are infinite or NaN")
     return Adapter(lora, arrays)
 
 
@@ -277,8 +282,8 @@ def _config(layers: Iterable[str], config: GPTConfig, **numbers: Any) -> LoraCon
         place = re.fullmatch(r"transformer\.h\.(\d{1,6})\.([\w.]{1,99})", layer)
         if place is None or int(place[1]) >= config.n_layer:
             raise _refused(
-                f"it changes {one_line(layer, 99)}, which is neither the head nor a matrix in one "
-                f"of the model's {counted(config.n_layer, 'layers')}"
+                f"it changes {one_line(layer, 99)}, which is neither the head nor a matrix of the "
+                f"model's {counted(config.n_layer, 'layers')}"
             )
         first = min(first, int(place[1]))
         modules[place[2]] = None
@@ -319,7 +324,9 @@ def _require_known(settings: Mapping[str, Any]) -> None:
         raise _refused("it was trained with bias, which these models do not have")
     beginning = settings.get("init_lora_weights", True)
     if beginning not in _PLAIN_BEGINNINGS:
-        raise _refused(f"init_lora_weights is {beginning!a:.99}, which changes the base model")
+        raise _refused(
+            f"init_lora_weights is {beginning!a:.99}, a method that changes the base model"
+        )
     for name, value in settings.items():
         if name not in _READ | _WITHOUT_EFFECT and value not in (None, False, [], {}):
             raise _refused(f"{one_line(name, 50)} is {value!a:.99}")
@@ -330,7 +337,7 @@ def _peft_scale(settings: Mapping[str, Any], layer: str, rank: int) -> float:
     alpha = _number(settings, "lora_alpha", 8)
     patterns = settings.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
-        raise _refused("alpha_pattern is no table")
+        raise _refused("alpha_pattern is not a table")
     for pattern in patterns:
         if not re.fullmatch(r"[\w.]+", pattern):
             raise _refused(f"alpha_pattern has {pattern!a:.99}, which is not a module's name")
@@ -343,7 +350,7 @@ def _peft_scale(settings: Mapping[str, Any], layer: str, rank: int) -> float:
 def _number(settings: Mapping[str, Any], name: str, default: float | None = None) -> float:
     value = settings.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _refused(f"{one_line(name, 50)} is {value!a:.99}, which is no number")
+        raise _refused(f"{one_line(name, 50)} is {value!a:.99}, which is not a number")
     return float(value)
 
 

@@ -75,7 +75,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     if not isinstance(value, Instance):
         raise damaged(path, "no tiktoken encoding")
     if isinstance(value.state, str):
-        raise refused(path, "it is the name of an encoding of tiktoken's, not a tokenizer")
+        raise refused(path, "it is the name of a tiktoken encoding, not a tokenizer")
     try:
         encoding = _Encoding.model_validate(value.state)
         if reason := vocabulary_fault(encoding.mergeable_ranks, encoding.special_tokens):

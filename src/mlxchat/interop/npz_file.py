@@ -73,7 +73,7 @@ def _array(path: Path, entry: Entry) -> NpzArray:
     if dtype.str not in _DTYPES:
         raise damaged(path, f"{entry.name} is of {dtype.str}, which is not supported")
     if in_columns:
-        raise damaged(path, f"{entry.name} is stored by columns")
+        raise damaged(path, f"{entry.name} is stored in column order")
     if entry.size - header.tell() != prod(shape) * dtype.itemsize:
         raise damaged(path, f"{entry.name} is not of shape {shape}")
     return NpzArray(entry, header.tell(), shape, _DTYPES[dtype.str])

@@ -113,7 +113,7 @@ class _Machine:
 
     def result(self) -> Any:
         if self.position != len(self.data):
-            raise ValueError("the pickle goes on after its end")
+            raise ValueError("the pickle continues after its end")
         if self.aside or len(self.stack) != 1:
             raise ValueError("the pickle leaves more or less than one value")
         return self.stack[0]
@@ -140,7 +140,7 @@ class _Machine:
     def line(self) -> str:
         end = self.data.find(b"\n", self.position, self.position + LONGEST_NAME)
         if end < 0:
-            raise ValueError("a name without end")
+            raise ValueError("an unterminated name")
         return self.take(end + 1 - self.position)[:-1].decode("utf-8")
 
     def push(self, value: Any) -> None:
@@ -148,7 +148,7 @@ class _Machine:
 
     def pop(self, count: int) -> list[Any]:
         if len(self.stack) < count:
-            raise ValueError("the pickle takes values that it has not")
+            raise ValueError("the pickle uses values that it does not have")
         values = self.stack[-count:]
         del self.stack[-count:]
         return values
@@ -165,7 +165,7 @@ class _Machine:
     def since_mark(self) -> list[Any]:
         """Return all values of this stack, and return to the one before."""
         if not self.aside:
-            raise ValueError("the pickle takes values that it has not")
+            raise ValueError("the pickle uses values that it does not have")
         values, self.stack = self.stack, self.aside.pop()
         return values
 
@@ -191,12 +191,12 @@ class _Machine:
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
-            raise ValueError("the pickle recalls a value that it has not")
+            raise ValueError("the pickle recalls a value that it does not have")
         self.push(self.memo[index])
 
     def named(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise _RefusedError("it makes up the name of something to call")
+            raise _RefusedError("it computes the name of something to call")
         if (module, name) not in self.admitted:
             raise _RefusedError(f"it asks for {module}.{name}")
         self.push(self.admitted[module, name])

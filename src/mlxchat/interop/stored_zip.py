@@ -61,7 +61,7 @@ class Entry:
         except OSError as error:
             raise unreadable(self.path, error) from error
         if crc != self.crc:
-            raise damaged(self.path, f"{self.name} has another CRC than when it was written")
+            raise damaged(self.path, f"{self.name} does not match its CRC")
         return kept
 
 
@@ -88,7 +88,7 @@ def zip_entries(path: Path) -> dict[str, Entry]:
         with file, zipfile.ZipFile(file) as archive:
             return _checked(path, file, archive)
     except (zipfile.BadZipFile, OSError, RuntimeError, ValueError, OverflowError) as error:
-        raise damaged(path, f"no zip file: {error}") from error
+        raise damaged(path, f"not a zip file: {error}") from error
 
 
 def write_zip(path: Path, contents: Iterable[tuple[str, memoryview]]) -> None:
@@ -117,9 +117,9 @@ def _checked(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, 
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
         fault = _fault(info)
         if info.orig_filename in found:
-            fault = "is there twice"
+            fault = "appears twice"
         elif info.header_offset < end:
-            fault = "lies on another"
+            fault = "overlaps another"
         if fault is not None:
             raise refused(path, f"its entry {info.orig_filename!r:.100} {fault}")
         start = _start(file, info)
@@ -140,7 +140,7 @@ def _fault(info: zipfile.ZipInfo) -> str | None:
     if info.flag_bits & ~FLAGS:
         return "is encrypted or a patch"
     if not {"", ".", ".."}.isdisjoint(name.replace("\\", "/").split("/")):
-        return "leads out of it"
+        return "leads outside it"
     return None
 
 

@@ -109,7 +109,7 @@ def read_torch(path: Path) -> Any:
     root = next(iter(entries), "").split("/")[0]
     pickled = entries.get(f"{root}/data.pkl")
     if pickled is None or any(not name.startswith(f"{root}/") for name in entries):
-        raise damaged(path, "a zip file, but not of torch.save")
+        raise damaged(path, "a zip file, but not written by torch.save")
     _check_format(path, root, entries)
     if pickled.size > pickles.MOST_BYTES:
         raise damaged(path, f"{pickled.name} has {pickled.size:,} bytes")
@@ -158,12 +158,12 @@ def _check_kind(path: Path) -> None:
         raise unreadable(path, error) from error
     if head[:1] == pickle.PROTO:
         raise CheckpointError(
-            f"{path} is of the format that torch wrote before version 1.6.",
+            f"{path} has the format of torch before version 1.6.",
             "Save it again with a newer torch: "
             "torch.save(torch.load(FILE, weights_only=True), NEW_FILE)",
         )
     if head != b"PK":
-        raise damaged(path, "not a file of torch.save")
+        raise damaged(path, "not written by torch.save")
 
 
 def _check_format(path: Path, root: str, entries: dict[str, Entry]) -> None:
@@ -172,10 +172,10 @@ def _check_format(path: Path, root: str, entries: dict[str, Entry]) -> None:
     if order is not None and order.read(0, min(order.size, 9)) != b"little":
         raise refused(path, "its byte order is not little-endian")
     if version is None or version.size > 9:
-        raise damaged(path, "it does not say its version")
+        raise damaged(path, "it does not give its version")
     number = bytes(version.read()).strip()
     if not number.isdigit() or int(number) not in VERSIONS:
-        raise refused(path, f"it is of version {number!a} of torch's format")
+        raise refused(path, f"it has version {number!a} of torch's format")
 
 
 def _storage(entry: Entry | None, dtype: mx.Dtype, count: int) -> Storage:

@@ -32,35 +32,38 @@ class LoraConfig(BaseModel):
         8,
         ge=1,
         le=2**12,
-        description="Columns of the two matrices that an adapter adds to a layer. More can learn "
-        "more, and take more memory.",
+        description="Rank of the two matrices that the adapter adds to a layer. A higher rank "
+        "can learn more and takes more memory.",
     )
     scale: float = Field(
         20.0,
         gt=0,
         le=1e4,
-        description="Factor of what the adapter adds. Other programs call it alpha / rank.",
+        description="Factor applied to what the adapter adds; other programs write it as "
+        "alpha / rank.",
     )
     dropout: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Share of the numbers read by the adapter that are zeroed at random in "
-        "training.",
+        description="Dropout probability of the adapter's inputs.",
     )
     layers: int | None = Field(
-        None, ge=1, le=2**10, description="Adapt only the last so many layers. Default: all."
+        None,
+        ge=1,
+        le=2**10,
+        description="Adapt only this many layers, counted from the last. Default: all.",
     )
     modules: tuple[str, ...] | None = Field(
         None,
         json_schema_extra={"metavar": "NAMES", "text": True},
-        description="Parts of each layer to adapt, separated by commas, such as "
-        "attn.c_q,attn.c_v; lm_head is the head. Default: all matrices of the layers.",
+        description="Comma-separated parts of each layer to adapt, such as attn.c_q,attn.c_v; "
+        "lm_head is the head. Default: all matrices of the layers.",
     )
     dora: bool = Field(
         False,
-        description="Learn the length of each row of the adapted matrices too (DoRA): slower, and "
-        "often better with small ranks.",
+        description="Also learn the length of each row of the adapted matrices (DoRA): "
+        "slower, and often better at low ranks.",
     )
 
     @field_validator("modules", mode="before")
@@ -78,9 +81,9 @@ class LoraConfig(BaseModel):
         empty = not modules or not all(modules)
         if empty or len(set(modules)) < len(modules):
             raise ConfigError(
-                "`modules` has an empty name, or none."
+                "`modules` is empty, or contains an empty name."
                 if empty
-                else "`modules` names a part of a layer twice.",
+                else "`modules` names the same part twice.",
                 "Name each part once, such as `modules=attn.c_q,attn.c_v`, or leave it out.",
             )
         return modules
@@ -111,8 +114,8 @@ def adapted_layers(config: GPTConfig, lora: LoraConfig) -> dict[str, tuple[int, 
     """
     if lora.layers is not None and lora.layers > config.n_layer:
         raise ConfigError(
-            f"`layers={lora.layers}` is more than the model's {config.n_layer}.",
-            f"Use at most {config.n_layer}, or leave it out to adapt all.",
+            f"`layers={lora.layers}` is more than the {config.n_layer} layers of the model.",
+            f"Use at most {config.n_layer}, or leave it out to adapt all of them.",
         )
     found, known = dict[str, tuple[int, int]](), dict[str, None]()
     for i in range(lora.first_layer(config), config.n_layer):

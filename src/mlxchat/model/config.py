@@ -138,8 +138,8 @@ def era_of(shapes: Mapping[str, tuple[int, ...]]) -> Era:
     raise CheckpointError(
         "No known version of nanochat has these tensors; compared with the era "
         f"{nearest.name!r}: {', '.join(faults)}.",
-        "Use a model of nanochat's main branch from October 2025 to July 2026, except for the "
-        "experiments that it reverted (16 and 25 to 28 January 2026).",
+        "Use a model from nanochat's main branch between October 2025 and July 2026, except for "
+        "the experiments that were reverted (16 and 25 to 28 January 2026).",
     )
 
 

@@ -82,7 +82,7 @@ def require_adapter_fits(model: GPT, config: LoraConfig, arrays: Mapping[str, mx
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise CheckpointError(
             f"The adapter does not fit the model: {'; '.join(faults[:3])}{more}.",
-            "Use the model that it was trained on, and its own rank and modules.",
+            "Use the model it was trained on, and its own rank and modules.",
         )
 
 

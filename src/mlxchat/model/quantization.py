@@ -57,22 +57,23 @@ class Quantization(BaseModel):
 
     bits: int | None = Field(
         None,
-        description="Bits per weight: 2, 3, 4, 5, 6 or 8. Default: 4, or the mode's own; 8 loses "
-        "next to nothing, 3 and 2 lose much.",
+        description="Bits per weight: 2, 3, 4, 5, 6 or 8. 8 loses next to nothing; 3 and 2 "
+        "lose a lot. Default: 4, or what the mode prescribes.",
     )
     group_size: int | None = Field(
         None,
-        description="Weights that share a scale: 32, 64 or 128. Default: 64, or the mode's own.",
+        description="Weights that share one scale: 32, 64 or 128. Default: 64, or what the "
+        "mode prescribes.",
     )
     mode: Mode = Field(
         "affine",
-        description="affine: whole numbers with a scale and an offset, any `bits`; mxfp4, mxfp8, "
-        "nvfp4: small floating-point numbers, their bits and groups fixed.",
+        description="affine: integers with a scale and an offset, at any `bits`; mxfp4, "
+        "mxfp8, nvfp4: small floating-point formats with a fixed number of bits and group size.",
     )
     mixed: bool = Field(
         False,
-        description="Give the layers that suffer most from quantization (values, attention output "
-        "and MLP input) more bits than `bits`: 8, 6 and 6 where the others have 4.",
+        description="Use more than `bits` for the layers that suffer most from quantization "
+        "(values, attention output and MLP input): 8, 6 and 6 bits where the others have 4.",
     )
 
     @model_validator(mode="after")
@@ -91,7 +92,8 @@ class Quantization(BaseModel):
         if self.mixed and (self.mode != "affine" or self.format.bits == BITS[-1]):
             other = f"`mode={self.mode}`" if self.mode != "affine" else f"`bits={BITS[-1]}`"
             raise ConfigError(
-                f"`mixed` cannot be combined with {other}, which has no more bits to give.",
+                f"`mixed` cannot be combined with {other}, which leaves no higher precision to "
+                "use.",
                 "Leave one of them out.",
             )
         return self
@@ -200,8 +202,8 @@ def _indivisible(layer: Layer, format: Format, layers: list[Layer]) -> MlxchatEr
     if option and format.mode != "affine":
         option = f"`mode=affine` {option}"
     return ConfigError(
-        f"The rows of {layer.name} have {layer.width} weights, which is not a multiple of the "
-        f"group size {format.group_size}.",
+        f"The rows of {layer.name} have {layer.width} weights, not a multiple of the group size "
+        f"{format.group_size}.",
         f"Use {option}."
         if option
         else "Only models whose width is a multiple of 32 can be quantized.",

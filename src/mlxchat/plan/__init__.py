@@ -1,1 +1,1 @@
-"""From settings and a machine to the numbers of a run; pure."""
+"""Derives the numbers of a run from its settings and the machine; pure."""

@@ -1,8 +1,9 @@
-"""Time budgets: the plan that a budget allows, and keeping to it while the run trains. Pure.
+"""Time budgets: plans a run for a budget, and keeps it within the budget while it trains. Pure.
 
-`budgeted_plan` chooses depth, batch and number of steps. With the recipe for budgets, it also
-chooses the context and, for a tokenizer yet to be trained, the vocabulary; all by the tokens that
-each depth could see in the time (`mlxchat.config.recipes.scale_for`). With nanochat's recipes:
+`budgeted_plan` chooses depth, batch and number of steps. With the budget recipe, it also chooses
+the context and, if a tokenizer is yet to be trained, the vocabulary, all from the number of tokens
+that each depth could process in the time (`mlxchat.config.recipes.scale_for`). With nanochat's
+recipes:
 
 - Depth: the deepest model that gets, within the budget, as many tokens for each parameter of its
   matrices as the recipe's data ratio (20; modern 12). Embedding and head are not counted: in small
@@ -113,11 +114,11 @@ def reason(config: PretrainConfig, plan: Plan) -> str:
         each = f"{plan.tokens / size:.2g} tokens"
         why = f"{each} for each of its {size:,} parameters in matrices and head"
     elif config.depth is not None:
-        why = f"it gets {each}"
+        why = f"which gets {each}"
     elif depth > SHALLOWEST or tokens >= enough:
-        why = f"the deepest that gets about {enough:g}, here {each}"
+        why = f"the deepest model that gets about {enough:g} (here {each})"
     else:
-        why = f"the shallowest; even so it gets only {each} (of {enough:g})"
+        why = f"the shallowest model, which still gets only {each} (of {enough:g})"
     speed = f", at {plan.tokens_per_step / plan.costs.step:,.0f} tokens/s" if plan.costs else ""
     said = (
         f"Budget {config.budget}: depth {depth}, {why}; "
@@ -126,8 +127,8 @@ def reason(config: PretrainConfig, plan: Plan) -> str:
     if plan.costs and plan.num_iterations == plan.most_steps:
         takes = spell_duration(max(1, round(plan.num_iterations * plan.costs.step)))
         said += (
-            f" The text is then read {MOST_EPOCHS} times, and more would teach nothing: training "
-            f"ends early, after about {takes}. More text would help."
+            f" By then the text has been read {MOST_EPOCHS} times, and reading it again would not "
+            f"help, so training ends early, after about {takes}. More text would help."
         )
     return said
 
@@ -249,9 +250,9 @@ def _with_steps_that_fit(
     steps = last_step(0, training, step_seconds, between)
     if steps < 1:
         raise ConfigError(
-            f"The budget of {config.budget} has {max(0.0, left):.0f} s left: no time for depth "
-            f"{draft.model.n_layer}, where a step of {draft.tokens_per_step:,} tokens takes about "
-            f"{step_seconds:.3g} s, an evaluation {costs.evaluation:.3g} s and CORE "
+            f"The budget of {config.budget} has {max(0.0, left):.0f} s left, which is too short "
+            f"for depth {draft.model.n_layer}: a step of {draft.tokens_per_step:,} tokens takes "
+            f"about {step_seconds:.3g} s, an evaluation {costs.evaluation:.3g} s and CORE "
             f"{costs.core:.3g} s.",
             "Use a longer `budget`, a smaller `depth` or `max_seq_len`, fewer `eval_tokens`, or a "
             "smaller `core_max_per_task`.",
@@ -344,14 +345,14 @@ COST_OF: dict[type, str] = {  # the field of `Costs` that an event contributes t
 class Deadline:
     """Follows the events of a run with a time budget, and corrects its number of steps.
 
-    It does so at `MARKS`, and near the end.
+    It does so at `MARKS` and near the end.
 
     Args:
         config: the settings.
         budget: seconds.
-        costs: the presumed costs, used until the real ones are seen.
-        origin: the moment, in seconds by some timer, at which none of the budget was used.
-        now: the present moment by the same timer, as in the methods.
+        costs: estimated costs, used until real ones have been measured.
+        origin: the moment at which the budget started, in seconds by some timer.
+        now: the current time by the same timer, as in the methods.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The division of a step into micro-batches, chosen so that it fits into the memory.
+"""Divides a step into micro-batches that fit into memory.
 
 `fit` picks the fastest division that `mlxchat.plan.memory` estimates to stay within the memory
 limit. How a step is divided changes nothing that the model learns, except by rounding.
@@ -31,14 +31,14 @@ CHUNK_COST = 16  # to read the head's weight and write its gradient, for each ch
 
 
 class Trainee(NamedTuple):
-    """The object of training: a whole model, or an adapter on one."""
+    """What is trained: a whole model, or an adapter on one."""
 
     model: GPTConfig
     adapter: AdapterPlan | None = None
 
 
 class ShallowerModel(NamedTuple):
-    """A smaller model to suggest in place of one that does not fit."""
+    """A smaller model to suggest instead of one that does not fit."""
 
     model: GPTConfig
     rows_per_step: int
@@ -218,7 +218,7 @@ def _too_large(
     model, adapter = trainee
     needed = training_bytes(model, least, resources, adapter)
     room = int(MARGIN * needed.pop("peak"))
-    limited_by = f"beside other programs {resources.spared_by} can spare"
+    limited_by = f"with other programs running, {resources.spared_by} can spare"
     if config.memory_limit not in (None, LEAST):
         unit = "GiB" if room >= UNIT_BYTES["GiB"] else "MiB"
         others = [*others, f"`memory_limit={math.ceil(10 * room / UNIT_BYTES[unit]) / 10:g}{unit}`"]

@@ -1,4 +1,4 @@
-"""An estimate of the time, memory and operations of a run, before it starts."""
+"""Estimates the time, memory and FLOPs of a run before it starts."""
 
 from typing import Literal, NamedTuple
 
@@ -23,7 +23,7 @@ class Room(NamedTuple):
 
 
 class Estimate(BaseModel):
-    """A plan, and what it takes on a machine. Times and sizes are approximate."""
+    """A plan, and the time and memory it needs on a machine. Times and sizes are approximate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

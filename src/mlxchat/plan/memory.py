@@ -18,7 +18,7 @@ ScoresHeld = Literal["none", "windows", "all"]
 
 
 class Resources(NamedTuple):
-    """The means of this machine; determined once, when a run starts."""
+    """The resources of this machine, determined once when a run starts."""
 
     memory: int  # bytes that it can spare
     value_bytes: int  # of one activation
@@ -31,7 +31,7 @@ class Resources(NamedTuple):
 
 
 class AdapterPlan(BaseModel):
-    """The sizes of an adapter that is trained, and of the model below it, which is not."""
+    """The sizes of an adapter to train, and of its base model, which is not trained."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,7 +43,7 @@ class AdapterPlan(BaseModel):
 
 
 class BatchPlan(BaseModel):
-    """The division of an optimizer step, and the memory that it takes."""
+    """The division of an optimizer step into micro-batches, and the memory it needs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

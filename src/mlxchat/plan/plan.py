@@ -44,7 +44,7 @@ class Costs(BaseModel):
 
 
 class DrawingPlan(BaseModel):
-    """The plan of drawing the answers that reinforcement learning learns from."""
+    """The plan of sampling answers for reinforcement learning."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,7 +74,7 @@ _TRACKED = {
 class Plan(BatchPlan):
     """The plan of a run, stored in its checkpoints.
 
-    A time budget corrects it while the run is under way.
+    With a time budget, it is corrected while the run trains.
     """
 
     model: GPTConfig
@@ -161,9 +161,8 @@ def plan(
     steps = config.num_iterations or target_tokens // tokens_per_step
     if steps < 1:
         raise ConfigError(
-            f"{recipe.target_param_data_ratio:g} tokens for each of "
-            f"{counted_parameters(model):,} parameters are less than one step of "
-            f"{tokens_per_step:,} tokens.",
+            f"{recipe.target_param_data_ratio:g} tokens for each of {counted_parameters(model):,} "
+            f"parameters make less than one step of {tokens_per_step:,} tokens.",
             "Give `num_iterations`, or a smaller `total_batch_size`.",
         )
     shallower = () if adapter else _shallower(config, model)
@@ -258,8 +257,8 @@ def shape(config: PretrainConfig, vocab_size: int, depth: int) -> GPTConfig:
         near = sorted(working, key=lambda other: abs(other - depth))[:2]
         others = f"`depth` {' or '.join(map(str, sorted(near)))}, or " if near else ""
         raise ConfigError(
-            f"A depth of {depth} makes a width of {ASPECT_RATIO * depth}, which cannot be divided "
-            f"among heads of width {config.head_dim}.",
+            f"A depth of {depth} gives a width of {ASPECT_RATIO * depth}, which cannot be divided "
+            f"into heads of width {config.head_dim}.",
             f"Use {others}another `head_dim`.",
         ) from error
 

@@ -1,15 +1,15 @@
-"""A ladder of runs, each twice as long as the one before, and what it foretells. Pure.
+"""Scaling experiments: runs that double in length, and the predictions made from them. Pure.
 
-- A rung is the run that its time buys: its model is that of the budget recipe, or of a depth that
-  is given. Equal times would compare models at one budget, which says nothing of a longer one.
-- Law: a straight line through the logarithms of FLOPs and of bits per byte at the end of each run.
-  All rungs with `STEPS_THAT_COUNT` are in it; to pick the best would flatter the line. The
-  evaluations on the way are not: the learning rate has not fallen yet, and a run that ended there
-  would have done better.
+- Rung: a run of a given time, with the model that the budget recipe chooses, or a given depth. Runs
+of equal time would only compare models at one budget, which says nothing about a longer one.
+- Law: a straight line fitted to the logarithms of FLOPs and of bits per byte at the end of each
+run. It uses all rungs with at least `STEPS_THAT_COUNT` steps; picking only the best ones would
+flatter the result. Evaluations during a run are not used: the learning rate has not decayed yet,
+and a run that ended there would have done better.
 
-A floor that no model can pass is not fitted: three to five runs cannot tell it from the slope, and
-it differs from text to text. So the law promises too much far away, and is asked about ten times
-the time at most.
+The law has no irreducible loss: three to five runs cannot distinguish it from the slope, and it
+differs from text to text. So the law is too optimistic far beyond the data, and is only used for up
+to ten times the total time.
 """
 
 import math
@@ -36,7 +36,7 @@ STEPS_THAT_COUNT = (
 
 
 class Rung(BaseModel):
-    """A run of the ladder that has ended."""
+    """A finished run of the experiment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,7 +55,7 @@ class Rung(BaseModel):
 class Law(NamedTuple):
     """Bits per byte as a power of the FLOPs spent: a line, ``log(bits) = height - exponent * x``.
 
-    ``x`` is the logarithm of FLOPs, from the mean of the runs that it was fitted to.
+    ``x`` is the logarithm of FLOPs, relative to the mean of the runs it was fitted to.
     """
 
     exponent: float
@@ -83,7 +83,7 @@ class Law(NamedTuple):
 
 
 class Prediction(BaseModel):
-    """The bits per byte that a run is expected to reach."""
+    """The bits per byte that a run is predicted to reach."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -118,7 +118,7 @@ def parse_depths(text: str) -> tuple[int, ...]:
         )
     if len(depths) < FEWEST_RUNGS:
         raise ConfigError(
-            f"`depths={text[:99]}`: fewer than {FEWEST_RUNGS} runs show no law.",
+            f"`depths={text[:99]}`: a scaling law needs at least {FEWEST_RUNGS} runs.",
             f"Give {FEWEST_RUNGS} depths or more.",
         )
     return tuple(depths)

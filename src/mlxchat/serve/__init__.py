@@ -1,1 +1,1 @@
-"""A server that speaks OpenAI's API: the model's thread, requests and answers, what is let in."""
+"""An OpenAI-compatible server: the model's thread, requests, answers and access control."""

@@ -1,4 +1,4 @@
-"""The answers to one request while they are generated, in the event loop."""
+"""The answers to one request while they are being generated; runs in the event loop."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ Arrival = Token | Finished | Exception
 
 @dataclass(frozen=True)
 class Delivery:
-    """A piece of one of the answers, and why the answer ends, if it does."""
+    """A piece of one of the answers, and the reason if the answer ends with it."""
 
     index: int
     increment: Increment
@@ -33,7 +33,7 @@ class Delivery:
 
 @dataclass
 class Collected:
-    """A whole answer."""
+    """A complete answer."""
 
     text: str = ""
     scored: list[Scored] = field(default_factory=list)
@@ -42,10 +42,10 @@ class Collected:
 
 
 class Inbox:
-    """Brings what the model's thread delivers to an event loop.
+    """Passes what the model's thread delivers to an event loop.
 
-    A step of the model has a token for each answer. Waking the loop takes the thread a system call,
-    so it is done once for all that come before the loop has looked.
+    A step of the model yields a token for each answer. Waking the loop costs the thread a system
+    call, so it is woken only once for everything that arrives before it looks.
 
     Args:
         loop: the event loop.
@@ -74,21 +74,21 @@ class Inbox:
 
 
 class Answering:
-    """The answers to one request; all of them are given up when it is closed.
+    """The answers to one request; closing it cancels all of them.
 
-    Made and used within the event loop.
+    Created and used within the event loop.
 
     Args:
         scheduler: generates them.
-        inbox: of the event loop.
-        requests: one for each answer; those of one prompt follow each other.
-        transcripts: what follows the tokens of each.
+        inbox: the event loop's inbox.
+        requests: one for each answer; those for the same prompt are adjacent.
+        transcripts: the transcript of each answer.
         per_prompt: the number of answers to each prompt.
-        seconds: after which they are ended.
-        work: gets the numbers for the log.
+        seconds: the time after which answers are cut off.
+        work: receives the numbers for the log.
 
     Raises:
-        ApiError: 429 if the queue is full, 503 if the server is about to end.
+        ApiError: 429 if the queue is full, 503 if the server is shutting down.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Answering:
                     continue
                 for index in sorted(running):
                     yield Delivery(index, self._cut(index), "length")
-                self._work.note = "time was up"
+                self._work.note = "timed out"
                 return
             if index not in running:
                 continue  # what came before the thread knew that it had ended
@@ -209,7 +209,7 @@ class Answering:
         """Return the rest of an answer whose time is up."""
         if self._work.first is None:
             raise ApiError(
-                503, "The request waited too long for its turn. Try again later.", code="timeout"
+                503, "The request waited too long for a free slot. Try again later.", code="timeout"
             )
         return self._transcripts[index].end()
 
@@ -220,4 +220,4 @@ def _failure(error: Exception) -> ApiError:
         return ApiError(503, error.problem, code="server_closing")
     known = error if isinstance(error, MlxchatError) else device_error(error)
     problem = known.problem if known else "The model failed."
-    return ApiError(500, f"{problem.rstrip('.')}. The server's log has more.")
+    return ApiError(500, f"{problem.rstrip('.')}. See the server's log for details.")

@@ -1,8 +1,8 @@
 """The routes of the server: OpenAI's chats, completions and models, health, metrics, the page.
 
-The application is one of Starlette. FastAPI would add a check of bodies, whose errors are not
-OpenAI's and which `mlxchat.serve.schema` does, and pages of documentation that load scripts from
-elsewhere.
+This is a Starlette application. FastAPI would add validation of bodies, which
+`mlxchat.serve.schema` does with OpenAI's error format, and documentation pages that load scripts
+from elsewhere.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from mlxchat.serve.streaming import ClientLeftError, EventStream, json_body, whi
 from mlxchat.serve.text import Transcript
 from mlxchat.tokenizer.bpe import ASSISTANT_END
 
-HAS = "The server has /v1/chat/completions, /v1/completions and /v1/models."
+HAS = "The server provides /v1/chat/completions, /v1/completions and /v1/models."
 SLOW_READING = 60.0  # seconds that a client may take to read, beside those of the answer
 PAGE = {  # the files of the page, by their paths
     "/": ("index.html", "text/html"),
@@ -57,18 +57,18 @@ PAGE_HEADERS = {
 
 
 class Service:
-    """The server's routes, as one application for ASGI.
+    """The server's routes as an ASGI application.
 
     Args:
-        models: what requests need to know of each model, by other names. The first is the one
-            that a request gets which names none.
+        models: the facts about each model that requests need. Requests that name no model get the
+            first one.
         scheduler: the thread that owns them.
         config: the server's settings.
-        log: where the line of each request goes.
+        log: called with one line per request.
 
     Attributes:
         app: the application.
-        closing: whether requests are refused, because the server is about to end.
+        closing: whether requests are refused because the server is shutting down.
     """
 
     def __init__(
@@ -113,11 +113,11 @@ class Service:
         model = self._named(wanted.model)
         if wanted.max_completion_tokens and wanted.max_tokens:
             raise invalid(
-                "'max_tokens' is the earlier name of 'max_completion_tokens'. Give one of them.",
+                "'max_tokens' is the old name of 'max_completion_tokens'. Give only one of them.",
                 "max_tokens",
             )
         if wanted.top_logprobs and not wanted.logprobs:
-            raise invalid("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
+            raise invalid("'top_logprobs' requires 'logprobs' to be true.", "top_logprobs")
         prompt = await asyncio.to_thread(model.chat_prompt, wanted.messages)
         return await self._answer(
             http,
@@ -171,10 +171,11 @@ class Service:
             calculator: whether the model may use it.
         """
         if self.closing:
-            raise ApiError(503, "The server is about to end.", code="server_closing")
+            raise ApiError(503, "The server is shutting down.", code="server_closing")
         if (count := len(prompts) * wanted.n) > self._config.queue:
             raise invalid(
-                f"This asks for {count} answers; at most {self._config.queue} can wait at a time.",
+                f"The request asks for {count} answers, but at most {self._config.queue} can be "
+                "queued.",
                 "n" if wanted.n > 1 else "prompt",
             )
         requests = self._requests(wanted, model, prompts, most, logprobs, calculator)
@@ -316,9 +317,9 @@ async def _http_error(http: HttpRequest, error: Exception) -> Response:
     status = found.status_code
     said = {
         404: f"There is no {http.url.path[:100]!r} here. {HAS}",
-        405: "There is no such method here.",
+        405: "This method is not allowed here.",
     }
-    return ApiError(status, said.get(status, "The request is wrong.")).response(found.headers)
+    return ApiError(status, said.get(status, "The request is invalid.")).response(found.headers)
 
 
 async def _data_error(http: HttpRequest, error: Exception) -> Response:
@@ -330,4 +331,4 @@ async def _client_left(http: HttpRequest, error: Exception) -> Response:
 
 
 async def _unforeseen(http: HttpRequest, error: Exception) -> Response:
-    return ApiError(500, "This is a mistake in mlxchat. The server's log has more.").response()
+    return ApiError(500, "This is a bug in mlxchat. See the server's log for details.").response()

@@ -1,8 +1,8 @@
-"""Errors as OpenAI's API reports them: a status, and a body that names parameter and code.
+"""Errors in OpenAI's format: a status, and a body with the parameter and a code.
 
-Clients act on the status: 400 to 404 are the request's fault, and 429 and 503 are tried again after
-``retry-after`` seconds. openai-python would try a 500 again, too, which is told not to: what the
-model failed at, such as a prompt that is too long for the memory, it is likely to fail at again.
+Clients act on the status: 400 to 404 are the request's fault, and 429 and 503 are retried after
+``retry-after`` seconds. openai-python would also retry a 500, and is told not to: the model is
+likely to fail again for the same reason, such as a prompt that is too long for the memory.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ RETRY_AFTER = 1  # clients double it by themselves
 
 
 class ApiError(Exception):
-    """An error in a request, told to the program that sent it.
+    """An error in a request, reported to the client.
 
     Args:
-        status: of HTTP.
+        status: the HTTP status.
         message: what is wrong, and what to do.
         param: the parameter at fault, such as ``messages[0].content``; None for none in particular.
-        code: a word that programs know, such as ``model_not_found``.
+        code: OpenAI's code for programs, such as ``model_not_found``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Records the work of the server: a line of the log for each request, and counts for Prometheus."""
+"""Records the server's work: a log line for each request, and counts for Prometheus."""
 
 import time
 from collections import Counter
@@ -16,12 +16,12 @@ CLIENT_LEFT = 499  # the status of a request whose client went before it was ans
 
 @dataclass
 class Work:
-    """The work that a request took, for its line of the log.
+    """The work that a request took, for its log line.
 
     Attributes:
         prompt_tokens, completion_tokens: read and written.
         first: seconds from the request to its first token; None if there was none.
-        note: why an answer that began ended early; empty if it did not.
+        note: why an answer stopped early after it had begun; empty if it did not.
     """
 
     prompt_tokens: int = 0
@@ -39,11 +39,11 @@ class Work:
 
 
 class Recorder:
-    """Counts the requests to an application, and writes a line for each: no text of prompts.
+    """Counts an application's requests and logs a line for each, without the prompts' text.
 
     Args:
         app: the application.
-        paths: those that are counted by their names; others are one.
+        paths: the paths to count separately; all others are counted as one.
         log: where lines go.
         timer: returns seconds since any origin.
     """
@@ -93,20 +93,22 @@ class Recorder:
         yield from _head("requests_total", "counter", "Requests by path and status.")
         for (path, status), count in sorted(self._requests.items()):
             yield f'mlxchat_requests_total{{path="{path}",status="{status}"}} {count}'
-        yield from _head("first_token_seconds", "summary", "From a request to its first token.")
+        yield from _head(
+            "first_token_seconds", "summary", "Seconds from a request to its first token."
+        )
         yield f"mlxchat_first_token_seconds_sum {self._first_seconds:.6f}"
         yield f"mlxchat_first_token_seconds_count {self._first_count}"
         for name, kind, purpose, value in (
-            ("queued", "gauge", "Answers that wait for a slot.", stats.queued),
-            ("running", "gauge", "Answers that are being generated.", stats.running),
-            ("slots", "gauge", "Answers that can be generated at a time.", stats.slots),
-            ("prompt_cache_bytes", "gauge", "Memory of the prompt cache.", stats.cache_bytes),
-            ("generated_tokens_total", "counter", "Tokens written.", stats.generated_tokens),
-            ("prompt_tokens_total", "counter", "Tokens of prompts.", stats.prompt_tokens),
+            ("queued", "gauge", "Answers waiting for a slot.", stats.queued),
+            ("running", "gauge", "Answers being generated.", stats.running),
+            ("slots", "gauge", "Answers that can be generated in parallel.", stats.slots),
+            ("prompt_cache_bytes", "gauge", "Memory used by the prompt cache.", stats.cache_bytes),
+            ("generated_tokens_total", "counter", "Tokens generated.", stats.generated_tokens),
+            ("prompt_tokens_total", "counter", "Tokens in prompts.", stats.prompt_tokens),
             (
                 "cached_prompt_tokens_total",
                 "counter",
-                "Those of them that were in the cache.",
+                "Prompt tokens found in the cache.",
                 stats.cached_tokens,
             ),
         ):

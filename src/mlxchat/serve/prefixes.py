@@ -1,12 +1,12 @@
-"""Keeps what models have read, by its tokens: what two prompts share is read once.
+"""The prompt cache: keys and values by token, so that a beginning shared by prompts is read once.
 
-Each turn of a conversation begins with all the turns before it, and the conversations of a program
-with its system prompt. The keys and values of what was read are kept, the latest used longest, and
-a prompt continues those with which it shares the longest beginning. Adapters on one model compute
-other keys and values from the same tokens, so that each continues its own only.
+Each turn of a conversation begins with all the turns before it, and a program's conversations begin
+with its system prompt. Keys and values are kept in order of last use, and a prompt continues from
+the entry with which it shares the longest beginning. Adapters of one model compute different keys
+and values from the same tokens, so each adapter only uses its own.
 
-Every conversation begins with the same few special tokens, so that what two prompts share counts
-only from so many tokens on.
+Every conversation begins with the same few special tokens, so a shared beginning only counts from a
+minimum length on.
 """
 
 from collections.abc import Sequence
@@ -28,18 +28,18 @@ class _Entry(NamedTuple):
 
 
 class Prefixes:
-    """Keys and values of sequences of tokens, within a number of bytes and of sequences.
+    """Keys and values of token sequences, limited in bytes and in number.
 
-    All entries are compared with a prompt one by one, on the thread that owns the model. Each takes
-    microseconds, so that there are `MOST_KEPT` at most, however small they are.
+    A prompt is compared with all entries one by one, on the thread that owns the model. Each takes
+    microseconds, so there are at most `MOST_KEPT` entries, however small they are.
 
     Args:
         limit: bytes of keys and values; 0 keeps none.
-        fewest: the number of tokens from which a common beginning counts, and is kept.
+        fewest: the minimum length in tokens of a shared beginning, and of an entry.
 
     Attributes:
-        limit: these bytes.
-        size: bytes that are kept.
+        limit: the argument.
+        size: the number of bytes currently kept.
     """
 
     def __init__(self, limit: int, fewest: int = FEWEST_SHARED) -> None:

@@ -1,4 +1,4 @@
-"""From requests to token ids that fit into the model's context."""
+"""Turns requests into token ids that fit into the model's context."""
 
 import re
 import time
@@ -26,14 +26,14 @@ _CALCULATION = re.compile(r"\[([^\[\]]{1,1000}) = ([^\[\] ]{1,100})\]")  # as `B
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The facts of the model that requests need; its network belongs to another thread.
+    """The facts about a model that requests need; the network itself belongs to another thread.
 
     Attributes:
         name: what clients call it.
         tokenizer: the one it was trained with.
         context: the largest number of tokens of a prompt and its answer.
         conversational: whether it was trained on conversations; if not, it only continues text.
-        sampling: how tokens are chosen where a request does not say.
+        sampling: the default sampling for requests that set none.
         system: the system message of conversations without one; None for none.
         adapter: the scheduler's name for its adapter; None for a model that has none of its own.
         created: when the server started, in seconds since the epoch.
@@ -87,7 +87,7 @@ class ServedModel:
         for place, end in (("first", turns[0]), ("last", turns[-1])):
             if end[0] != "user":
                 raise invalid(
-                    f"The {place} message is the assistant's. It has to be the user's.", "messages"
+                    f"The {place} message must be the user's, not the assistant's.", "messages"
                 )
         joined = [(role, "\n\n".join(texts)) for role, texts in turns]
         self._check_length(sum(len(text) for _, text in joined), "messages")
@@ -111,7 +111,7 @@ class ServedModel:
             ids = list(prompt)
             if unknown := [token for token in ids if token >= self.tokenizer.vocab_size]:
                 raise invalid(
-                    f"{unknown[0]} is no token of the model, which has "
+                    f"{unknown[0]} is not a token of the model, which has "
                     f"{self.tokenizer.vocab_size}.",
                     "prompt",
                     "invalid_value",
@@ -129,8 +129,8 @@ class ServedModel:
                 int(token) >= self.tokenizer.vocab_size
             ):
                 raise invalid(
-                    f"Invalid key in 'logit_bias': {token[:50]!r} is no token of the model, which "
-                    f"has {self.tokenizer.vocab_size}.",
+                    f"Invalid key in 'logit_bias': {token[:50]!r} is not a token of the model, "
+                    f"which has {self.tokenizer.vocab_size}.",
                     "logit_bias",
                     "invalid_value",
                 )
@@ -174,7 +174,7 @@ def _read(message: ChatMessage, place: str) -> tuple[Role, str]:
     role = ROLES.get(message.role)
     if role is None:
         raise invalid(
-            f"Invalid value for '{place}.role': {message.role[:50]!r}. This server knows "
+            f"Invalid value for '{place}.role': {message.role[:50]!r}. Supported roles: "
             f"{', '.join(ROLES)}.",
             f"{place}.role",
             "invalid_value",
@@ -194,7 +194,7 @@ def _read(message: ChatMessage, place: str) -> tuple[Role, str]:
     for number, part in enumerate(message.content):
         where = f"{place}.content[{number}]"
         if part.type != "text":
-            raise unsupported(f"{where}.type", "it reads text only")
+            raise unsupported(f"{where}.type", "it only reads text")
         if part.text is None:
             raise invalid(
                 f"Missing required parameter: '{where}.text'.",

@@ -1,4 +1,4 @@
-"""The two forms of OpenAI's answers, whole or in chunks: of chats and of completions."""
+"""OpenAI's two answer formats, chats and completions, each complete or in chunks."""
 
 import time
 import uuid
@@ -25,7 +25,7 @@ from mlxchat.serve.text import Scored, completion_logprobs
 
 
 class Replies(Protocol):
-    """Writes the answers to one request in a form of OpenAI's API."""
+    """Writes the answers to one request in one of OpenAI's formats."""
 
     def whole(self, answers: Sequence[Collected], usage: TokenUsage) -> BaseModel:
         """Return all answers as one."""

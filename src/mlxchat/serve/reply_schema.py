@@ -15,7 +15,7 @@ class Calculation(BaseModel):
 
 
 class PromptDetails(BaseModel):
-    """The number of the prompt's tokens that had been read before, for another request."""
+    """The number of the prompt's tokens that were in the prompt cache."""
 
     cached_tokens: int = 0
 
@@ -30,7 +30,7 @@ class TokenUsage(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """A token that might have come. ``bytes`` is None for a special token."""
+    """An alternative token. ``bytes`` is None for a special token."""
 
     token: str
     bytes: list[int] | None
@@ -38,7 +38,7 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token that did come, and the likeliest ones in its place."""
+    """A generated token, and the most likely tokens in its place."""
 
     top_logprobs: list[TopLogprob] = []
 

@@ -1,4 +1,4 @@
-"""A request to the scheduler, and what is delivered in answer to it."""
+"""A request to the scheduler, and what it delivers in return."""
 
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
@@ -22,9 +22,9 @@ class Request:
         stop: tokens that end the continuation; they are not delivered.
         presence_penalty, frequency_penalty: OpenAI's, over the tokens generated.
         logit_bias: added to the logits of these tokens.
-        logprobs: deliver each token's log probability, and so many of the likeliest alternatives,
-            at most 20; None for neither.
-        tools: called once, on the model's thread; returns what forces tokens.
+        logprobs: deliver each token's log probability and this many of the most likely
+            alternatives, at most 20; None for neither.
+        tools: called once, on the model's thread; returns a tool that can force tokens.
         adapter: the adapter that answers, by the scheduler's name for it; None for the model alone.
     """
 
@@ -82,12 +82,12 @@ class Busy(MlxchatError):  # noqa: N818  (it reads like a name in `except Busy`)
 
 
 class Closed(MlxchatError):  # noqa: N818
-    """The scheduler is closed, or its model has failed for good."""
+    """The scheduler is closed, or its model has failed permanently."""
 
 
 @dataclass(frozen=True)
 class Stats:
-    """The load of a scheduler now, and its work since it was made."""
+    """The current load of a scheduler, and its work since it was created."""
 
     queued: int
     running: int  # answers being generated, and prompts being read

@@ -1,17 +1,17 @@
-"""One thread owns the model, and answers requests from a bounded queue, many at a time.
+"""One thread owns the model and answers requests from a bounded queue, many in parallel.
 
-Between two tokens of those that are being answered, the thread reads one piece of bounded size of
-the prompt that is next, so that no answer stalls for longer than a piece. MLX's arrays belong to
-the thread that computes with them: nothing of the model is touched by any other.
+Between two decoding steps, the thread reads one piece of the next prompt. Pieces have a bounded
+size, so no answer stalls for longer than one piece takes. MLX's arrays belong to the thread that
+computes with them, so no other thread touches the model.
 
-There may be adapters on the model. The answers of one adapter advance together, like those of the
-model without any, and these groups take turns: each gets a token before any gets another.
+The model may have several adapters. The answers of one adapter advance together, as do those of the
+model without an adapter, and these groups take turns, one token each.
 
-A request that fails, by what it delivers to, by its tool or while its prompt is read, ends by
-itself. When the model fails in a step, the requests that it was answering get the error, and the
-thread goes on with the others; when it fails again and again without a good step in between, the
-scheduler is dead, and says so. A prompt that cannot be read counts for that only if the model
-cannot read a single token either: it may just be too long for the memory that is left.
+If a request's receiver or tool fails, or its prompt cannot be read, only that request ends. If the
+model fails in a step, the requests in that step get the error, and the thread continues with the
+others. If it fails repeatedly without a good step in between, the scheduler shuts down and reports
+that. A prompt that cannot be read counts as such a failure only if the model cannot read a single
+token either, since it may just be too long for the free memory.
 """
 
 import threading
@@ -73,15 +73,15 @@ class Ticket:
 class Scheduler:
     """Answers requests with a model, up to ``slots`` at a time.
 
-    Call `close` in the end.
+    Call `close` when done.
 
     Args:
-        model: used by nobody else from now on.
+        model: from now on used only by this scheduler.
         adapted: the same model with an adapter on it, by the adapter's name; likewise.
-        slots: the largest number of answers at a time.
-        queue: the largest number of requests that wait.
-        cache_bytes: keys and values that are kept for prompts that begin alike.
-        log: gets the traceback of each failure of the model, on the model's thread.
+        slots: the maximum number of answers in parallel.
+        queue: the maximum number of waiting requests.
+        cache_bytes: the size of the prompt cache.
+        log: called on the model's thread with the traceback of each failure of the model.
     """
 
     def __init__(
@@ -406,8 +406,8 @@ def _failure(call: Callable[[], None]) -> Exception | None:
 
 def _closed(error: Exception | None) -> Closed:
     if error is None:
-        return Closed("The server is stopping.", "Ask again when it is back.")
-    return Closed(f"The model failed for good: {error}", "Start the server again.")
+        return Closed("The server is stopping.", "Try again once it is back.")
+    return Closed(f"The model failed permanently: {error}", "Restart the server.")
 
 
 def piece_size(config: GPTConfig) -> int:

@@ -1,11 +1,11 @@
-"""Requests of OpenAI's API, as far as this server has them; `reply_schema` has the answers.
+"""The requests of OpenAI's API that this server supports; `reply_schema` has the answers.
 
-A field that is null counts as left out. What OpenAI has and this server has not is refused by its
-name, unless an answer does not depend on it; so is what nobody has. ``top_k``, ``min_p`` and
+A null field counts as left out. Unknown fields, and fields of OpenAI's that this server does not
+support, are refused by name unless the answer does not depend on them. ``top_k``, ``min_p`` and
 ``repetition_penalty`` are not OpenAI's; its clients send them as extra fields.
 
-pydantic describes each fault that it finds, and a body of a megabyte has room for 340,000: lists
-end at their first one, and a dictionary that is too large is refused before it is looked into.
+pydantic describes every fault it finds, and a body of a megabyte has room for 340,000. So lists are
+checked up to their first fault, and oversized dictionaries are refused unread.
 """
 
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ Bias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeVali
 
 
 class StreamOptions(BaseModel):
-    """The extras of a stream besides the answer."""
+    """Options of a stream."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -200,7 +200,7 @@ def parsed(body: object, kind: type[Body]) -> Body:
     except ValidationError as error:
         raise _fault(error, fields) from error
     if wanted.stream_options and not wanted.stream:
-        raise invalid("'stream_options' is only allowed where 'stream' is true.", "stream_options")
+        raise invalid("'stream_options' is only allowed when 'stream' is true.", "stream_options")
     return wanted
 
 
@@ -214,7 +214,7 @@ def _is_unicode(text: str) -> bool:
 
 def _not_unicode() -> ApiError:
     """Return the error of half of a surrogate pair, which no answer could repeat."""
-    return invalid("The body holds text that is not Unicode.")
+    return invalid("The body contains text that is not valid Unicode.")
 
 
 def _check_name(name: str, value: object, kind: type[Parameters]) -> None:

@@ -1,10 +1,10 @@
-"""Decides which requests are let in, by Host, origin, key and content type.
+"""Decides which requests to accept, by Host, origin, key and content type.
 
-The danger to a server on one's own machine is a web page that its user visits. It can send requests
-to any address, though only read the answers that the server lets it (CORS); and its own name can be
-made to lead to this machine (DNS rebinding), so that it reads everything. The first is met by the
-check of the origin and of the content type, the second by that of the Host. Other machines are met
-by the key.
+The main danger to a server on your own machine is a web page that you visit. The page can send
+requests to any address, although it can only read answers that the server allows it to (CORS). Its
+own host name can also be made to resolve to this machine (DNS rebinding), which would let it read
+everything. Checking the origin and the content type prevents the former, checking the Host the
+latter. The key keeps other machines out.
 """
 
 import hmac
@@ -26,11 +26,11 @@ _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]@/\s]+)(?::\d{1,5})?")
 
 
 class Guard:
-    """Lets requests through to an application, or answers with an error in their place.
+    """Passes requests on to an application, or answers them with an error.
 
     Args:
         app: the application.
-        config: whose address, key and origins count.
+        config: provides the address, key and origins.
     """
 
     def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
@@ -78,9 +78,8 @@ class Guard:
                 return
         raise ApiError(
             403,
-            f"This server is not {headers.get('host', '')[:100]!r}. Use the address that it "
-            "printed when it started. Whoever runs it can allow further names by the setting "
-            "allow_host.",
+            f"This server does not answer as {headers.get('host', '')[:100]!r}. Use the address "
+            "it printed at startup. To allow another name, start it with the setting allow_host.",
             code="host_not_allowed",
         )
 
@@ -107,8 +106,8 @@ class Guard:
             return
         raise ApiError(
             403,
-            f"Pages of {origin[:100]!r} may not use this server. Whoever runs it can allow them "
-            "by the setting cors_origin.",
+            f"Pages from {origin[:100]!r} may not use this server. To allow them, start it with "
+            "the setting cors_origin.",
             code="origin_not_allowed",
         )
 

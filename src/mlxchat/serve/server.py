@@ -1,7 +1,7 @@
-"""The running server: the thread of the model, the thread that speaks HTTP, and how both end.
+"""The running server: the model's thread, the HTTP thread, and how both stop.
 
-uvicorn runs in a thread of its own, so that the thread that starts the server keeps Ctrl-C, and a
-notebook goes on.
+uvicorn runs in its own thread, so that the thread that starts the server still receives Ctrl-C, and
+a notebook is not blocked.
 """
 
 import asyncio
@@ -81,7 +81,7 @@ def bind(config: ServeConfig) -> socket.socket:
 def _cannot_listen(config: ServeConfig, error: OSError) -> ConfigError:
     return ConfigError(
         f"Cannot listen at `host={config.host}` and `port={config.port}`: {reason_of(error)}.",
-        "Use another `port`; 0 takes a free one.",
+        "Use another `port`; 0 picks a free one.",
     )
 
 
@@ -90,10 +90,11 @@ class Server:
 
     Args:
         scheduler: the thread that owns the models; closed with the server.
-        models: what requests need to know of each; the first answers those that name none.
+        models: the facts about each model that requests need; the first one answers requests that
+            name none.
         config: the settings.
         bound: the socket to listen on, from `bind`.
-        log: gets a line for each request.
+        log: called with one line per request.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class Server:
 
 def thread_died() -> DeviceError:
     """Return the error of a server whose model has failed for good."""
-    return DeviceError("The model's thread has died.", "Start the server again.")
+    return DeviceError("The model's thread has stopped.", "Restart the server.")
 
 
 def start(
@@ -226,11 +227,11 @@ def _uvicorn_config(service: Service, config: ServeConfig) -> uvicorn.Config:
 
 
 class _PatientProtocol(H11Protocol):
-    """HTTP as uvicorn speaks it, but a client has only so long for each part of its own.
+    """uvicorn's HTTP protocol, with a time limit on each thing that a client has to do.
 
-    It has to send the head of a request, to send the rest of a body whose request was answered
-    without it, and to read. uvicorn times only the pause between an answer and the next byte, and
-    what a client does not read keeps a connection that was closed.
+    The limits apply to sending a request's head, to sending the rest of a body after the request
+    has already been answered, and to reading the answer. uvicorn only limits the pause between an
+    answer and the next byte, and unread data keeps a closed connection alive.
     """
 
     _owed: asyncio.TimerHandle | None = None  # for the head of a request, or the rest of a body
@@ -286,7 +287,7 @@ class _PatientProtocol(H11Protocol):
 
 
 class _Failures(logging.Handler):
-    """Gives failures of the application to `sys.excepthook`; uvicorn would only log them."""
+    """Passes failures of the application to `sys.excepthook`; uvicorn would only log them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         failed: Any = record.exc_info

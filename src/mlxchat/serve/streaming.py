@@ -1,4 +1,4 @@
-"""Bodies of requests and streams of answers, and what happens when the client leaves."""
+"""Reads request bodies and streams answers, and handles clients that disconnect."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ async def json_body(request: HttpRequest) -> object:
     try:
         body = await asyncio.wait_for(_read(request), BODY_SECONDS)
     except asyncio.TimeoutError as error:
-        raise ApiError(408, f"The body did not come within {BODY_SECONDS:g} seconds.") from error
+        raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:g} seconds.") from error
     try:
         return parse_json(body)
     except ValueError as error:
@@ -97,11 +97,11 @@ class EventStream(Response):
     """The answers to a request as server-sent events, as openai-python reads them.
 
     Args:
-        answering: the answers, which are given up when the stream ends in any way.
+        answering: the answers, which are cancelled when the stream ends for any reason.
         replies: writes the chunks.
         count: the number of answers.
-        include_usage: whether to end with the usage, which then is null in all other chunks.
-        seconds: the longest that a stream may take, with a client that reads slowly.
+        include_usage: whether the last chunk has the usage, which is then null in all others.
+        seconds: the maximum duration of a stream whose client reads slowly.
     """
 
     media_type = "text/event-stream"

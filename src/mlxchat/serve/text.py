@@ -1,9 +1,9 @@
-"""From the tokens of an answer to what a client gets: text, calculations and log probabilities.
+"""Turns an answer's tokens into what a client gets: text, calculations and log probabilities.
 
-Text comes in whole characters. It is held back while it may be the beginning of a stop string,
-which may lie across tokens; nothing is delivered from where a stop string begins. The result of a
-calculation is held back until it is whole, and left out where the answer ends before that, since
-half of a number is another number.
+Text is delivered in complete characters. It is held back while it may be the beginning of a stop
+string, which can span several tokens; nothing from a stop string on is delivered. A calculation's
+result is held back until it is complete, and left out if the answer ends before that, since part of
+a number is a different number.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ LEAST_LOGPROB = -9999.0  # JSON has no minus infinity; OpenAI's number for it
 
 
 class StopStrings:
-    """Finds the first of some strings in a text that comes in pieces.
+    """Finds the first of several strings in a text that arrives in pieces.
 
     >>> stops = StopStrings(["\\n\\n"])
     >>> stops.take("moo\\n"), stops.take("\\nThe"), stops.found
     ('moo', '', True)
 
     Attributes:
-        found: whether the text has come to one of them.
+        found: whether one of them has occurred.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
@@ -79,7 +79,7 @@ class Increment:
 
 
 class _Taken(NamedTuple):
-    """A token: the piece of a part that it completes, and its log probability, if asked for."""
+    """A token: the text that it completes, and its log probability, if requested."""
 
     part: Part | None
     score: TokenLogprob | None
@@ -193,7 +193,7 @@ class Transcript:
 
 
 class _Calculations:
-    """Gathers the uses of the calculator from the pieces of an answer."""
+    """Collects the calculator's uses from the pieces of an answer."""
 
     def __init__(self) -> None:
         self._open: Calculation | None = None

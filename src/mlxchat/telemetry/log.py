@@ -20,7 +20,7 @@ from mlxchat.telemetry.events import (
 
 MOST_LINE = 2**20  # bytes of a line; those with a sample or a note have some thousand
 
-_MAKE_ROOM = "Make room on that disk, then repeat the same command to resume."
+_MAKE_ROOM = "Free space on that disk, then repeat the command to resume."
 
 
 class RunLog:
@@ -41,7 +41,7 @@ class RunLog:
         except OSError as error:
             raise DiskError(
                 f"The log {path} cannot be written: {reason_of(error)}.",
-                f"Check what it is and who may write there. {_MAKE_ROOM}",
+                f"Check its type and permissions. {_MAKE_ROOM}",
             ) from error
         self._failure: OSError | None = None
 
@@ -68,9 +68,9 @@ class RunLog:
         if self._failure is None:
             return
         reason = reason_of(self._failure)
-        saved = f"step {self._saved:,} is saved" if self._saved else "no step is saved"
+        saved = f"step {self._saved:,} was saved" if self._saved else "no checkpoint was saved"
         raise DiskError(
-            f"The log {self._path} could not be written: {reason}. The run ended there; {saved}.",
+            f"The log {self._path} could not be written: {reason}. The run stopped there; {saved}.",
             _MAKE_ROOM,
         ) from self._failure
 

@@ -102,7 +102,7 @@ class Tokenizer:
         if vocab_size < SMALLEST_VOCABULARY:
             raise DataError(
                 f"A vocabulary of {vocab_size} tokens is too small.",
-                f"It takes at least {SMALLEST_VOCABULARY}: 256 bytes and 9 special tokens.",
+                f"The minimum is {SMALLEST_VOCABULARY}: 256 bytes and 9 special tokens.",
             )
         trainer = rustbpe.Tokenizer()
         with ExitStack() as stack:
@@ -145,7 +145,8 @@ class Tokenizer:
             ) from None
         except OSError as error:
             raise DataError(
-                f"{path} cannot be read: {reason_of(error)}.", "Check the file."
+                f"{path} cannot be read: {reason_of(error)}.",
+                "Check the file's type and permissions.",
             ) from error
         except _NOT_A_TOKENIZER as error:
             raise DataError(
@@ -296,7 +297,8 @@ class Tokenizer:
         ids, _mask = self.render(conversation)
         if ids[-1] == self.special(ASSISTANT_END):
             raise DataError(
-                "The conversation to complete ends with an answer.", "End it with the user's turn."
+                "The conversation to complete ends with an answer.",
+                "End it with a message from the user.",
             )
         return [*ids, self.special("<|assistant_start|>")]
 

@@ -161,7 +161,7 @@ def require_pattern(pattern: str) -> None:
         ValueError: it is not.
     """
     if not _PATTERN.fullmatch(pattern):
-        raise ValueError(f"text is not split as nanochat's is, but by {pattern!a:.60}")
+        raise ValueError(f"text is not split as in nanochat, but by {pattern!a:.60}")
 
 
 def _require_merges(model: _Model, ranks: Ranks) -> None:
@@ -175,12 +175,12 @@ def _require_merges(model: _Model, ranks: Ranks) -> None:
         listed.append((_bytes(left), _bytes(right)))
     order = [ranks.get(left + right, -1) for left, right in listed]
     if -1 in order or order != sorted(order):
-        raise ValueError("merges are not in the order of the ids that they make")
+        raise ValueError("merges are not in the order of the ids they produce")
     following = set(_merges(ranks))
     if not following <= set(listed):
-        raise ValueError("merges are not those that follow from the ids")
+        raise ValueError("merges do not match the ids")
     if not model.ignore_merges and len(following) < sum(len(token) > 1 for token in ranks):
-        raise ValueError("there are tokens that no merge makes")
+        raise ValueError("there are tokens that no merge produces")
 
 
 def _merges(ranks: Ranks) -> Iterator[tuple[bytes, bytes]]:
@@ -224,7 +224,9 @@ def _bytes(token: str) -> bytes:
     try:
         return bytes(letters[letter] for letter in token)
     except KeyError as error:
-        raise ValueError(f"a token has the letter {error.args[0]!a}, of no byte") from error
+        raise ValueError(
+            f"a token has the letter {error.args[0]!a}, which stands for no byte"
+        ) from error
 
 
 CHAT_TEMPLATE = (

@@ -94,7 +94,7 @@ class Conversation:
         if not turns:
             raise DataError(
                 "A conversation has no message from a user.",
-                "Begin it with one, or leave the conversation out.",
+                "Start it with one, or leave the conversation out.",
             )
         for number, message in enumerate(turns):
             expected = ("user", "assistant")[number % 2]

@@ -52,8 +52,8 @@ def panics_as_errors() -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         raise DataError(
-            f"A text or a tokenizer is more than tiktoken or rustbpe can process ({error}).",
-            "Look for text without words, such as a million blanks in a row, and leave it out.",
+            f"tiktoken or rustbpe cannot process a text or a tokenizer ({error}).",
+            "Look for text without words, such as a million spaces in a row, and leave it out.",
         ) from error
 
 

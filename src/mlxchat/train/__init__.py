@@ -1,4 +1,4 @@
-"""Training: one loop (`loop`), one course of a run (`run`), and a module for each stage."""
+"""Training: the loop (`loop`), the sequence of a run (`run`), and a module for each stage."""
 
 from mlxchat.train.mid import MidTraining
 from mlxchat.train.pretrain import Pretraining

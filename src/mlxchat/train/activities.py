@@ -1,4 +1,4 @@
-"""The work of a run between steps: evaluating, measuring CORE, sampling and saving."""
+"""What a run does between steps: evaluate, measure CORE, sample and save."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,13 +27,13 @@ class Activities:
     Args:
         stage: the stage, with the settings.
         documents: the dataset.
-        state: what is trained; its plan may change on the way.
+        state: the model, optimizer and plan being trained; the plan may change during the run.
         meter: the summary of the run, stored in each checkpoint.
         log: the run's log, synced to disk before a step is saved.
         core: measures CORE; None if nobody asked for it.
-        deadline: keeps the time budget, if there is one.
+        deadline: enforces the time budget, if there is one.
         revision: the revision of the dataset's files that a resumed run recorded; None if new.
-        leader: announces evaluations to the other ranks, and keeps them waiting.
+        leader: announces evaluations to the other ranks, and lets them wait during other work.
         stop: polled; return True to save and stop.
     """
 

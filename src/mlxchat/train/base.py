@@ -1,4 +1,4 @@
-"""The model that a run begins with: its shape, and what its own training says of learning rates."""
+"""The model that a run starts from: its shape, and the learning rates of its own training."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,7 +28,7 @@ from mlxchat.train.stage import history_of, read_trainer, stage_of
 
 
 class Base(NamedTuple):
-    """The facts of a trained model from which fine-tuning plans."""
+    """The facts about a trained model that the plan of fine-tuning needs."""
 
     model: GPTConfig
     learning_rates: dict[str, float]  # at their highest, by group
@@ -68,13 +68,13 @@ def require_trainable(folder: Path, lora: LoraConfig | None = None) -> None:
     """
     if is_adapter(folder):
         raise CheckpointError(
-            f"{folder} is an adapter on another model: it cannot be trained further.",
-            f"Make one model of both first: {command('fuse', model_tag=folder.parent.name)}",
+            f"{folder} is an adapter, which cannot be trained further.",
+            f"Merge it into its base model first: {command('fuse', model_tag=folder.parent.name)}",
         )
     if lora is None and layout.is_quantized(folder):
         raise CheckpointError(
-            f"The model in {folder} is quantized: only an adapter on it can be trained.",
-            "Use `lora`, or name the model that it was made from and quantize the result.",
+            f"The model in {folder} is quantized, so only an adapter on it can be trained.",
+            "Use `lora`, or train the model it was made from and quantize the result.",
         )
 
 
@@ -121,7 +121,7 @@ def _can_be_trained(folder: Path) -> bool:
 
 
 class Begun(NamedTuple):
-    """The model that a run begins with."""
+    """The model that a run starts from."""
 
     model: GPT
     before: History  # how it came to be
@@ -227,7 +227,7 @@ def _require_shape(
     ]
     if differences:
         raise CheckpointError(
-            f"Pretraining has no model like the one in {folder}: {', '.join(differences)}.",
+            f"Pretraining cannot continue the model in {folder}: {', '.join(differences)}.",
             f"Fine-tune it: {command('sft', source=config.init_from)}",
         )
 

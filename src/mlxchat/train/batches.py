@@ -9,14 +9,14 @@ from mlxchat.telemetry.events import Event
 
 
 class Batches(Iterator[Batch], AbstractContextManager["Batches"], Protocol):
-    """The batches of a run from where it is, step by step; leaving the context ends them."""
+    """A run's batches, step by step from its current position; a context manager."""
 
     def news(self) -> Sequence[Event]:
         """Return what there is to tell of the batches since it was last asked."""
 
 
 class LoadedBatches(Loader):
-    """Batches of data, of which there is nothing to tell."""
+    """Batches read from a dataset; they report no events."""
 
     def __enter__(self) -> "LoadedBatches":
         return self

@@ -1,8 +1,8 @@
-"""Says early that a run collapses: that its reward falls, or that it draws the same all the time.
+"""Warns early when a run collapses: its reward falls, or its answers become all the same.
 
-Policies do both when learning rates are too high: rewards that had risen fall within some tens of
-steps, or the entropy goes to zero, all answers to a question become the same, and nothing is learnt
-any more.
+Both happen when learning rates are too high: rewards that had risen fall within some tens of steps,
+or the entropy goes to zero, so all answers to a question are the same and nothing more can be
+learned.
 """
 
 import math
@@ -18,10 +18,10 @@ NOTHING_LEFT = 0.95  # share of questions all of whose answers got the same rewa
 
 
 class CollapseWatch:
-    """Watches a run's answers, and says once of each kind that something goes wrong.
+    """Watches a run's answers and warns once about each kind of problem.
 
     Args:
-        rate: the setting by which all learning rates are made smaller.
+        rate: the setting that lowers all learning rates.
     """
 
     def __init__(self, rate: str = "init_lr_frac") -> None:
@@ -29,7 +29,9 @@ class CollapseWatch:
         self._first: float | None = None  # average of the reward
         self._highest = -math.inf
         self._said: set[str] = set()
-        self._remedy = f"Ctrl-C saves and ends the run. Smaller rates help: `{rate}`."
+        self._remedy = (
+            f"Press Ctrl-C to save and stop the run. Smaller learning rates help: `{rate}`."
+        )
 
     def notes(self, event: Rewarded) -> list[str]:
         """Return what is to be said after a step."""
@@ -43,20 +45,19 @@ class CollapseWatch:
         notes = dict[str, str]()
         if risen >= LEAST_REWARD and fallen > (1 - FALLEN) * risen:
             notes["reward"] = (
-                f"The reward falls: {reward:.3f} in the last {WATCHED_STEPS} steps, after "
-                f"{self._highest:.3f} before. {self._remedy} The best step is kept."
+                f"The reward is falling: {reward:.3f} in the last {WATCHED_STEPS} steps, from a "
+                f"peak of {self._highest:.3f}. {self._remedy} The best checkpoint is kept."
             )
         if entropy < LEAST_ENTROPY:
             notes["entropy"] = (
-                f"The entropy has fallen to {entropy:.4f} nats a token: nearly all answers to a "
-                f"question are the same, and little can be learnt any more. {self._remedy}"
+                f"The entropy has fallen to {entropy:.4f} nats per token: nearly all answers to a "
+                f"question are the same, so there is little left to learn. {self._remedy}"
             )
         settled = self._mean("all_equal")
         if settled > NOTHING_LEFT:
             notes["settled"] = (
-                f"All answers to a question got the same reward, for {settled:.0%} of the "
-                "questions: there is little to learn from. Another `level` or `task` would teach "
-                "more."
+                f"For {settled:.0%} of the questions, all answers got the same reward, so there "
+                "is little to learn from. Another `level` or `task` would teach more."
             )
         fresh = [note for kind, note in notes.items() if kind not in self._said]
         self._said |= notes.keys()

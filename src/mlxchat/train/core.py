@@ -1,4 +1,4 @@
-"""CORE during a run: measured by the rank that leads, while the others wait."""
+"""CORE during a run, measured by rank 0 while the other ranks wait."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -19,7 +19,7 @@ from mlxchat.train.resume import TrainState
 
 
 class RunCore:
-    """Measures CORE of the model that a run trains.
+    """Evaluates the model in training on CORE.
 
     Its examples are encoded once, and kept for the next measurement.
 
@@ -72,10 +72,10 @@ class RunCore:
                 if event.task == CORE:
                     yield event
                 if stop():
-                    yield Noted(clock(), f"CORE is not measured after step {step:,}.")
+                    yield Noted(clock(), f"CORE was not measured after step {step:,}.")
                     return
         except DataError as error:
-            yield Noted(clock(), f"CORE is not measured. {error.problem}")
+            yield Noted(clock(), f"CORE was not measured. {error.problem}")
             return
         result = CoreResult(core_scores(examples, verdicts), self._max_per_task)
         yield CoreMeasured(

@@ -17,8 +17,8 @@ class NotFiniteError(Exception):
     """A number that training depends on is NaN or infinite.
 
     Args:
-        what: the number at fault, in words.
-        step: the step that it came up in.
+        what: which number is at fault, in words.
+        step: the step in which it appeared.
         cursor: the position up to which the data had been read.
     """
 
@@ -55,22 +55,23 @@ def diverged(error: NotFiniteError, run: Path, files: Sequence[str]) -> MlxchatE
         f"{error.what} in step {error.step:,}, with the data read up to epoch {epoch}, {file}row "
         f"{row:,} in the epoch's order."
     )
-    smaller = "with smaller learning rates under another `model_tag`"
+    smaller = "with smaller learning rates and another `model_tag`"
     try:
         newest = store.latest(run)
         kept = store.keep_aside(run, store.steps(run)[-1]) if newest else None
     except MlxchatError as failure:
         return DivergedError(
-            f"{problem} The newest good step could not be set aside: {failure.problem}",
+            f"{problem} The newest good checkpoint could not be copied: {failure.problem}",
             f"{failure.remedy} If the run diverges again, train {smaller}.",
         )
     if newest is None:
         return DivergedError(
             problem,
-            f"No earlier step was saved. Start again {smaller}, and save more often: `save_every`.",
+            f"No earlier checkpoint was saved. Start again {smaller}, and save more often with "
+            "`save_every`.",
         )
     return DivergedError(
         problem,
-        f"The newest good step is {newest}; a copy of it stays in {kept}. Run the same command "
-        f"again to resume from it; if the run diverges again, train {smaller}.",
+        f"The newest good checkpoint is {newest}; a copy of it stays in {kept}. Repeat the "
+        f"command to resume from it. If the run diverges again, train {smaller}.",
     )

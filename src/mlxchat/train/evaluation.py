@@ -1,4 +1,4 @@
-"""Evaluations of a run on data that is held out; every rank takes a part of each."""
+"""Evaluations of a run on held-out data; every rank takes a share of each."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -33,14 +33,15 @@ class Evaluation(Protocol):
 
 
 class LossEvaluation:
-    """Measures bits per byte of the first validation documents; each rank takes its batches.
+    """Measures bits per byte on the first validation documents; each rank takes some batches.
 
     Args:
         documents: the data.
-        state: what is evaluated.
+        state: the model to evaluate, and the plan.
         world: the ranks.
         clock: stamps the events.
-        draw: returns the first batch when all ranks have theirs: one may wait for its shard.
+        draw: returns the first batch once all ranks have theirs, since one may have to wait for its
+            shard.
     """
 
     def __init__(

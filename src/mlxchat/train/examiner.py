@@ -1,4 +1,4 @@
-"""Asking a model questions: many answers to each, as texts, with rewards."""
+"""Asks a model questions: many answers to each, as text, with rewards."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,17 +47,17 @@ class Examined:
 
 
 class Examiner:
-    """Asks a model, as it is at the time, and judges what it answers.
+    """Asks the model in its current state and judges the answers.
 
     Args:
         model: the model, which may be in training.
         tokenizer: its tokenizer.
-        source: whose questions are asked.
+        source: provides the questions.
         reward: rewards answers.
-        sampling: how they are drawn.
+        sampling: how answers are sampled.
         max_tokens: the length at which an answer is cut off.
-        together: how many are drawn at a time.
-        streams: of a step of training; answers are drawn with the threads that it has.
+        together: how many answers are sampled at a time.
+        streams: the streams of a training step; answers are sampled with the same threads.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The dataset of a pretraining run.
 
-A resumed run needs the very files that it was started with: `reopen_documents`, or, without opening
-anything, `check_documents`.
+A resumed run needs exactly the files it was started with. `reopen_documents` opens and checks them;
+`check_documents` only checks.
 """
 
 import math
@@ -37,7 +37,7 @@ SAMPLE_CHARACTERS = 500_000  # that tell how many bytes a token has
 
 
 class StreamedDocuments(ShardDocuments):
-    """Documents of shards that are streamed from the hub; closing them closes its connections."""
+    """Documents of shards streamed from the hub; closing them closes the hub's connections."""
 
     def __init__(
         self, source: StreamingShards, hub: Hub, known: Mapping[str, str], seed: int
@@ -69,7 +69,7 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> TextDocume
     if dataset and shards.validation != dataset.validation:
         raise NotFound(
             f"The validation shard, {dataset.validation}, is not in {folder}.",
-            f"Get it: {command('data fetch', dataset=dataset.name, num_shards=1)}",
+            f"Download it: {command('data fetch', dataset=dataset.name, num_shards=1)}",
         )
     known = frames(folder, (*shards.training, shards.validation))
     return ShardDocuments(shards, known=known, seed=config.seed)
@@ -213,7 +213,7 @@ def _folder(config: DataConfig, home: Home) -> Path:
 def _streamed(config: DataConfig) -> Dataset:
     if config.dataset not in DATASETS or config.data_dir is not None:
         raise ConfigError(
-            "Only a dataset of the hub can be streamed.",
+            "Only a dataset on the hub can be streamed.",
             f"Use `dataset` {' or '.join(DATASETS)}, or leave out `streaming`.",
         )
     return DATASETS[config.dataset]

@@ -1,4 +1,4 @@
-"""Judges the answers of a model in training to questions that it never learns from."""
+"""Judges a model in training on held-out questions."""
 
 from collections.abc import Iterator
 
@@ -19,15 +19,15 @@ from mlxchat.train.world import World
 
 
 class JudgedEvaluation:
-    """Asks the first held-out questions several times; each rank takes a part of them.
+    """Asks the first held-out questions several times each; every rank takes a share of them.
 
-    Every evaluation draws with the same keys, so that two differ by the model alone.
+    Every evaluation samples with the same random keys, so two evaluations differ only by the model.
 
     Args:
         config: how many questions, and answers to each.
         documents: the questions.
         examiner: asks the model.
-        together: the answers that are drawn at a time.
+        together: how many answers are sampled at a time.
         world: the ranks.
         clock: stamps the events.
     """

@@ -1,9 +1,9 @@
-"""The training loop, the same for every stage: it yields what happens and displays nothing.
+"""The training loop, which is the same for every stage. It yields events and displays nothing.
 
-`train` decides the order: steps, evaluations, samples, checkpoints, the end. It knows nothing of
-models; it calls a function that launches a step, which `compile_step` makes of `StepParts`, and
-the `Hooks` of the run. The loss of a step is read while the next one runs, so that the device
-never waits.
+`train` decides the order of steps, evaluations, samples and checkpoints, and when to stop. It knows
+nothing about models: it calls a function that launches a step, which `compile_step` makes from
+`StepParts`, and the run's `Hooks`. The loss of a step is read while the next one runs, so the
+device never waits.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -36,14 +36,14 @@ ShouldStop = Callable[[], bool]  # polled; returns True to save and stop
 
 @dataclass(frozen=True)
 class Pending:
-    """A step under way on the device.
+    """A step that has been launched on the device.
 
     Attributes:
         metrics: the gradient norm, the learning rate (`Rates.shown`) and, of each micro-batch, its
             share of the loss: (2 + accumulation,).
         state: the loader's state after the step's last batch.
-        waited: seconds spent on sums with other ranks; None of a single process.
-        news: what there is to tell of what the step learns from, before the step itself.
+        waited: seconds spent on summing gradients with other ranks; None for a single process.
+        news: events about the step's data, yielded before the step's own event.
     """
 
     step: int
@@ -70,9 +70,9 @@ Launch = Callable[[int], Pending]
 class Cadence:
     """Steps between evaluations, measurements of CORE, samples and checkpoints; 0: never.
 
-    The last step is always saved, and has the others unless their cadence is 0. Where text is
-    read for a second time or more, a step whose evaluation is the best so far is saved too, unless
-    the cadence is 0: a model that learns text by heart gets worse.
+    The last step is always saved; it is also evaluated and sampled, unless that cadence is 0. Once
+    text is read for a second time, a step with the best evaluation so far is saved too (unless the
+    cadence is 0), because a model that memorizes its text gets worse.
     """
 
     eval_every: int = 0
@@ -88,7 +88,7 @@ def nothing(*_: object) -> Iterator[Event]:
 
 @dataclass(frozen=True)
 class Hooks:
-    """The activities of a run between steps; each is given the number of steps done.
+    """Callbacks of a run between steps; each gets the number of completed steps.
 
     Attributes:
         clock: stamps the events and times the steps.
@@ -96,7 +96,7 @@ class Hooks:
         core: measures CORE, yielding its events.
         sample: has the model continue prompts, yielding its events.
         save: saves a checkpoint with the loader's state after the step, yielding its events.
-        stop: polled; returns True to save and stop.
+        stop: polled; returns True when the run should save and stop.
     """
 
     clock: Clock
@@ -275,7 +275,7 @@ MicroBatch = tuple[mx.array, mx.array, mx.array | None]
 
 @dataclass(frozen=True)
 class StepParts:
-    """The parts that all optimizer steps of a run are computed with."""
+    """Everything that a run's optimizer steps are computed with."""
 
     model: GPT
     optimizer: MuonAdamW
@@ -329,7 +329,7 @@ class StepParts:
 
 
 class Compile(Protocol):
-    """The type of `compile_step`; tests pass functions of their own in its place."""
+    """The type of `compile_step`; tests substitute their own functions."""
 
     def __call__(self, parts: StepParts, stop: ShouldStop = ...) -> Launch:
         """Make the function that launches a step."""

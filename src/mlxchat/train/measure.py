@@ -1,4 +1,4 @@
-"""The means for training of this machine, or of all ranks, and their speed on synthetic data."""
+"""The memory and speed of this machine, or of all ranks, measured on synthetic data."""
 
 from functools import cache, partial
 from itertools import repeat
@@ -131,14 +131,14 @@ def _trial(streams: int) -> list[mx.array]:
 
 
 class Planner:
-    """Plans for a time budget, measuring how fast this machine trains.
+    """Plans a run for a time budget by measuring how fast this machine trains.
 
     Args:
         config: the settings, with a budget.
-        resources: the means of the machine.
-        started_at: when the budget started to run, by ``timer``.
+        resources: the machine's memory and device.
+        started_at: when the budget started, by ``timer``.
         compile: makes the function that launches a step.
-        text: how much there is.
+        text: how much text there is.
         world: the ranks, which take the measured steps together.
     """
 

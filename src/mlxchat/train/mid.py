@@ -1,9 +1,9 @@
-"""Mid-training, as nanochat had it (mid_train at commit dfc8833): conversations learned as text.
+"""Mid-training, as in nanochat's mid_train at commit dfc8833: conversations learned as text.
 
-A base model meets the form of conversations, tasks and tools in large amounts before fine-tuning
-teaches it to answer: all of every conversation is learned, questions too, at the learning rates of
-pretraining. nanochat's mixture is SmolTalk, MMLU's auxiliary questions, GSM8K, who the model is
-(twice), and spelling, each as often as it has rows.
+Before fine-tuning teaches it to answer, a base model sees many conversations, tasks and tool calls.
+It learns the whole text of each conversation, including the questions, at pretraining's learning
+rates. nanochat's mixture is SmolTalk, MMLU's auxiliary questions, GSM8K, identity conversations
+(twice) and spelling, each weighted by its number of rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ def run_mid_training(
 
 
 class MidTraining(ConversationStage[MidConfig]):
-    """The stage between pretraining and fine-tuning, which learns all of the conversations."""
+    """The stage between pretraining and fine-tuning, which learns whole conversations."""
 
     name = "mid-training"
     settings = MidConfig

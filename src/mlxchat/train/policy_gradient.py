@@ -7,7 +7,7 @@ clipping, no reference model and no second update from the same answers (nanocha
 scripts/chat_rl.py at commit 92d63d4; DeepSeekMath, https://arxiv.org/abs/2402.03300, for the
 original; https://arxiv.org/abs/2503.20783 on what dividing by the deviation does).
 
-Everything here is numbers: no model, no text.
+This module only computes with numbers; it knows neither models nor text.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _Ids = npt.NDArray[np.int32]
 
 
 class LaidOutRows(NamedTuple):
-    """Answers laid out to be learnt, a row each.
+    """Answers laid out as training rows, one each.
 
     Attributes:
         ids: (R, T), prompt and answer without its last token, then padding.

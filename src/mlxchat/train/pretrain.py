@@ -59,7 +59,7 @@ def run_pretraining(
 
 
 class Pretraining(Stage[PretrainConfig, TextDocuments]):
-    """The stage that comes first."""
+    """The first stage: pretraining."""
 
     name = "pretraining"
     settings = PretrainConfig
@@ -163,9 +163,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         planner = Planner(
             config, resources, started_at, clock.seconds, self.compile, text, self.world
         )
-        measuring = (
-            f"Measuring how fast this machine trains, to see what fits into {config.budget}."
-        )
+        measuring = f"Measuring how fast this machine trains, to plan for {config.budget}."
         wanted = None
         if chooses_vocabulary(config):
             yield Noted(clock(), measuring)

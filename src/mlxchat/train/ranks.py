@@ -1,8 +1,8 @@
-"""Ranks that train together: rank 0 runs the course of `mlxchat.train.run`, the others follow it.
+"""Ranks that train together: rank 0 runs `mlxchat.train.run`, and the others follow it.
 
-Rank 0 makes the run or loads it, and sends it to the others (`mlxchat.train.sharing`). Before each
-step and each evaluation it announces what follows; the others do that, and nothing else. So
-whatever depends on a clock, a signal or a disk is decided in one place, and order, batches and
+Rank 0 creates or loads the run and sends it to the others (`mlxchat.train.sharing`). It announces
+each step and each evaluation, and the others do exactly that. So everything that depends on a
+clock, a signal or a disk is decided in one place, and the order of steps, the batches and the
 checkpoints do not depend on the number of ranks.
 """
 
@@ -38,7 +38,7 @@ COMPARED_EVERY = 100  # steps; comparing takes as long as reading the weights tw
 
 
 class LastNote:
-    """The last note of a rank that has no screen, for rank 0 to show while it waits for it."""
+    """The last note of a rank without a screen, which rank 0 shows while it waits for that rank."""
 
     def __init__(self) -> None:
         self.last = ""
@@ -51,17 +51,16 @@ class LastNote:
 
 @dataclass
 class Together:
-    """Draws batches on all ranks at the same time: one can wait for a shard as long as it takes.
+    """Draws batches on all ranks at the same time, however long one of them waits for a shard.
 
-    While it waits it takes part in exchanges, so that the others know that it is alive, and why
-    they wait.
+    A waiting rank keeps exchanging messages, so that the others know it is alive and why they wait.
 
     Args:
         world: the ranks.
         asked: returns True if this process was asked to end.
         weights: returns the arrays that must be the same on all ranks.
-        note: what this rank's data says; rank 0's is shown anyway.
-        tell: shows what another rank's data says; rank 0 does.
+        note: returns the latest note about this rank's data; rank 0's is shown anyway.
+        tell: shows a note about another rank's data; used by rank 0.
     """
 
     world: World
@@ -116,7 +115,7 @@ class Together:
 
 @dataclass
 class Leader:
-    """Rank 0's side.
+    """Rank 0's side of the protocol.
 
     Args:
         world: the ranks.
@@ -233,6 +232,6 @@ def differing(error: RanksDifferError) -> BackendError:
     """Return the error for ranks whose weights differ."""
     return BackendError(
         str(error),
-        "One of the machines computes wrongly. What was saved since they last agreed, which was at "
-        f"most {COMPARED_EVERY} steps before, may be wrong too: remove it before you resume.",
+        "One of the machines computes wrong results. Checkpoints saved since they last agreed, at "
+        f"most {COMPARED_EVERY} steps ago, may be wrong too: remove them before you resume.",
     )

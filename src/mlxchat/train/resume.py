@@ -1,7 +1,7 @@
-"""Resuming: the newest checkpoint of a run, whether its data are the same, and its state.
+"""Resumes a run: finds its newest checkpoint, checks that its data is the same, and loads it.
 
-Files are compared here by their first and last bytes (`frames`); the whole of a file is compared
-when it is read (`KnownShards`).
+Files are compared by their size and footer here (`frames`), and completely when they are read
+(`KnownShards`).
 """
 
 from collections.abc import Generator, Sequence
@@ -34,7 +34,7 @@ Config = TypeVar("Config", bound=RunConfig)
 class TrainState:
     """Everything that training changes or continues from.
 
-    ``step`` and ``loader`` are where this process takes it up; ``plan`` may change on the way.
+    ``step`` and ``loader`` are where this process starts; ``plan`` may change during the run.
     """
 
     plan: Plan
@@ -81,8 +81,8 @@ def read_saved(run: Path, stage: str, config: Config) -> SavedRun[Config] | None
     if differences := config.differences(state.settings.model_dump(mode="json")):
         raise ConfigError(
             f"The run {config.tag} was started with other settings: {', '.join(differences)}.",
-            f"Leave them as they were (`resume={config.tag}` alone does that), name another run "
-            "with `model_tag`, or set the old one aside with `fresh`.",
+            f"Keep them as they were (`resume={config.tag}` alone does that), use another name "
+            "with `model_tag`, or start from scratch with `fresh`, which renames the old run.",
         )
     plan = state.plan
     rows = evaluation_rows(config, plan.model.sequence_len, plan.tokens_per_step)
@@ -102,7 +102,9 @@ def resume(
     hold_memory(plan.memory_limit, plan.peak, config.wired)
     state = load_state(plan, saved, compute_dtype(config.dtype))
     if plan.division != saved.plan.division:
-        result = "dropout zeroes other numbers" if plan.dropout else "the result is the same"
+        result = (
+            "only dropout's random choices differ" if plan.dropout else "the result is the same"
+        )
         yield Noted(clock(), f"Micro-batching changed ({result}): {plan.summary()}")
     return state
 
@@ -122,7 +124,7 @@ def load_state(plan: Plan, saved: SavedRun[Config], dtype: mx.Dtype) -> TrainSta
     if stored.model.config != plan.model:
         raise CheckpointError(
             f"{saved.folder}: {layout.CONFIG} and {layout.TRAINER} describe different models.",
-            "Name another run with `model_tag`, or start from scratch with `fresh`.",
+            "Use another name with `model_tag`, or start from scratch with `fresh`.",
         )
     stored.model.cast_frozen()
     optimizer = new_optimizer(stored.model)
@@ -141,7 +143,7 @@ def new_optimizer(model: GPT) -> MuonAdamW:
 
 # Is the data the same?
 
-_PUT_BACK = "name another run with `model_tag`, or start from scratch with `fresh`."
+_PUT_BACK = "use another name with `model_tag`, or start from scratch with `fresh`."
 
 
 def require_same_files(
@@ -164,8 +166,8 @@ def require_same_files(
     if not comparable and before != data_dir:
         raise DataError(
             f"The run {tag} was started with {_in_words(before)}, not with {_in_words(data_dir)}, "
-            "and nothing was saved that tells whether their files are the same.",
-            f"Give it the data that it was started with, {_PUT_BACK}",
+            "and it is unknown whether their files are the same.",
+            f"Use the data that it was started with, {_PUT_BACK}",
         )
     for name, found in frames(folder, state.data).items():
         if not agree(state.fingerprints.get(name, found), found):
@@ -182,7 +184,7 @@ def require_revision(tag: str, folder: Path, found: str | None, saved: str | Non
         raise DataError(
             f"The run {tag} was started with revision {saved} of its dataset; the shards in "
             f"{folder} are from revision {found}.",
-            f"Put back the shards that it was started with, {_PUT_BACK}",
+            f"Restore the shards that it was started with, {_PUT_BACK}",
         )
 
 
@@ -201,7 +203,7 @@ def require_names(tag: str, folder: Path, saved: Sequence[str], names: Sequence[
     if missing := [name for name in saved if name not in names]:
         raise DataError(
             f"The run {tag} was started with files that are missing: {', '.join(missing[:3])}.",
-            f"Put them back into {folder}, {_PUT_BACK}",
+            f"Restore them in {folder}, {_PUT_BACK}",
         )
 
 

@@ -1,20 +1,20 @@
-"""Rewards of completions: the task's own check, and Python functions of the user.
+"""Rewards of completions: the task's own check, and the user's Python functions.
 
 A reward is a function of three texts, the prompt, the completion and the right answer, that returns
-a number. Several are summed, each with a weight. One of the user's own is named by its file::
+a number. Several are summed, each with a weight. A user's function is named by its file::
 
     rewards.py:brief          the function brief of rewards.py
     rewards.py:brief:-0.5     the same, with a weight
     answer                    built in: 1 if the answer is right, else 0
     form                      built in: 1 if there is a number after "#### ", right or wrong
 
-The file runs in this process, with all that its user may do. Whatever a function does, the run goes
-on: where it raises an exception, takes longer than `LONGEST_CALL`, or returns no number or one
-beyond `LARGEST_REWARD`, its part of the reward is 0. What it prints is not shown, and neither that
-nor a slow call changes the reward. Faults are counted by kind from the start of the process; the
-first of each kind is said, then the tenth, the hundredth and so on. The run ends only if more than
-`MOST_FAULTY` of the answers, of at least `FEWEST_SCORED`, met one. A function has to give equal
-texts equal rewards, or a resumed run is not what the undisturbed one would have been.
+The file runs in this process, with all of the user's permissions. The run continues whatever a
+function does: if it raises an exception, takes longer than `LONGEST_CALL`, returns something other
+than a number, or one beyond `LARGEST_REWARD`, its part of the reward is 0. Its output is not shown;
+printing and slow calls do not change the reward. Faults are counted by kind from the start of the
+process; the first of each kind is reported, then the tenth, the hundredth and so on. The run stops
+only if more than `MOST_FAULTY` of at least `FEWEST_SCORED` answers caused a fault. A function must
+give equal texts equal rewards; otherwise a resumed run differs from an uninterrupted one.
 """
 
 import inspect
@@ -49,13 +49,11 @@ MOST_FAULTY = 0.25  # share of answers
 FEWEST_SCORED = 32  # answers before that share ends a run
 _SHOWN = 80  # characters of what a function returned or printed
 _SHOWN_ERROR = 200  # characters of an exception
-_FORM = (
-    "Name a function as rewards.py:function, with a weight if you like: rewards.py:function:0.5."
-)
+_FORM = "Name a function as rewards.py:function, optionally with a weight: rewards.py:function:0.5."
 
 
 class WeightedReward(NamedTuple):
-    """A reward, what it is called, and the factor it counts with."""
+    """A reward function, its name and its weight."""
 
     name: str
     reward: Reward
@@ -64,7 +62,7 @@ class WeightedReward(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """The fault of a function that did not return a number to learn from.
+    """The fault of a function that did not return a usable number.
 
     Attributes:
         kind: a short phrase, the same for similar faults.
@@ -76,11 +74,11 @@ class Fault:
 
 
 class CheckedReward:
-    """The sum of several rewards, which whatever they do is a finite number.
+    """The weighted sum of several rewards, which is always a finite number.
 
     Attributes:
         scored: the number of completions that have been scored.
-        faulty: those of them for which a function failed.
+        faulty: the number of completions for which a function failed.
         counts: faults, calls that printed and slow calls, by function and kind.
     """
 
@@ -141,7 +139,7 @@ class CheckedReward:
             raise ConfigError(
                 f"The reward failed for {self.faulty:,} of {self.scored:,} completions; the last "
                 f"time {name} {fault.detail}",
-                "Mend the function, and start from scratch with `fresh`.",
+                "Fix the function, and start from scratch with `fresh`.",
             )
 
 
@@ -149,8 +147,8 @@ class NamedReward(NamedTuple):
     """A reward as the settings name it.
 
     Attributes:
-        name: that of a function, or of a built-in reward.
-        weight: the factor that it counts with.
+        name: the name of a function or a built-in reward.
+        weight: the factor applied to it.
         file: where the function is; None if it is built in.
     """
 
@@ -177,7 +175,8 @@ def named_rewards(given: Sequence[str] | None) -> list[NamedReward]:
         file, _, function = named.rpartition(":")
         if not file or not function.isidentifier():
             raise ConfigError(
-                f"The reward {text!r} is neither {' nor '.join(_BUILT_IN)}, nor names a function.",
+                f"The reward {text!r} is neither {' nor '.join(_BUILT_IN)}, nor the name of a "
+                "function.",
                 _FORM,
             )
         rewards.append(NamedReward(function, weight, expanded(file).absolute()))
@@ -236,7 +235,7 @@ def _with_weight(text: str) -> tuple[str, float]:
     if not 0 < abs(weight) <= LARGEST_REWARD:
         raise ConfigError(
             f"The weight of the reward {text!r} is {tail}.",
-            f"Give a number up to {LARGEST_REWARD:,.0f}, above or below 0.",
+            f"Use a number other than 0, between -{LARGEST_REWARD:,.0f} and {LARGEST_REWARD:,.0f}.",
         )
     return head, weight
 
@@ -257,7 +256,7 @@ def _module(path: Path) -> ModuleType:
         with redirect_stdout(heard), redirect_stderr(heard):
             exec(compile(source, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{path} cannot be run: {_said(error)}.", "Mend it.") from error
+        raise ConfigError(f"{path} cannot be run: {_said(error)}.", "Fix it.") from error
     return module
 
 
@@ -297,7 +296,7 @@ class _Heard(io.TextIOBase):
 
 
 class _TookTooLongError(BaseException):
-    """Not an Exception, which a function may catch."""
+    """A BaseException, so that the user's function does not catch it by accident."""
 
 
 def _number_of(call: Callable[[], object]) -> float | Fault:
@@ -316,8 +315,10 @@ def _number_of(call: Callable[[], object]) -> float | Fault:
     if math.isnan(number):
         return Fault("returned no number", f"returned {number}.")
     if abs(number) > LARGEST_REWARD:
-        bound = f"at most {LARGEST_REWARD:,.0f}, and at least minus that"
-        return Fault("returned too large a number", f"returned {number:g}; a reward is {bound}.")
+        bound = f"between -{LARGEST_REWARD:,.0f} and {LARGEST_REWARD:,.0f}"
+        return Fault(
+            "returned too large a number", f"returned {number:g}; a reward must be {bound}."
+        )
     return number
 
 

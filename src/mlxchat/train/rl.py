@@ -1,8 +1,8 @@
-"""Reinforcement learning: a model learns from which of its own answers are right.
+"""Reinforcement learning: a model learns from rewards for its own answers.
 
-To each question it draws several answers, and those that are better than the others to the same
-question become likelier (`mlxchat.train.policy_gradient`). The model to begin with must answer a
-part of the questions right: where all answers are as good as each other, nothing is learnt.
+It samples several answers to each question, and those that score better than the others become more
+likely (`mlxchat.train.policy_gradient`). The initial model must already answer some of the
+questions correctly: if all answers are equally good, there is nothing to learn.
 """
 
 import math
@@ -254,8 +254,8 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         changed = sorted(name for name, _ in before.items() ^ found.items())
         if changed:
             raise DataError(
-                f"{changed[0]} is not what it was when the run {self.config.tag} was started.",
-                "Restore it, name another run with `model_tag`, or start from scratch with "
+                f"{changed[0]} has changed since the run {self.config.tag} was started.",
+                "Restore it, use another name with `model_tag`, or start from scratch with "
                 "`fresh`.",
             )
 
@@ -265,7 +265,7 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
 
     def notes(self, documents: QuestionDocuments) -> Iterator[str]:
         """Return the model to begin with."""
-        yield f"The model to begin with: {self.config.source}."
+        yield f"Starting from the model {self.config.source}."
 
     def prepare(
         self, documents: QuestionDocuments, resources: Resources, started_at: float

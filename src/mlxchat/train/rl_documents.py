@@ -1,4 +1,4 @@
-"""The questions of a run as its dataset: what resuming compares, and what is held out."""
+"""The questions of a run as its dataset, with held-out questions and what resuming compares."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ class QuestionDocuments:
 
     Args:
         source: the questions.
-        files: of what the run depends on besides, such as rewards: fingerprints by path.
-        seed: the order of all epochs but the first follows from it.
+        files: fingerprints, by path, of other files that the run depends on, such as rewards.
+        seed: determines the order of all epochs after the first.
     """
 
     conversational = True

@@ -1,4 +1,4 @@
-"""The plan of reinforcement learning: what follows from the model, the questions and the memory."""
+"""The plan of reinforcement learning, derived from the model, the questions and the memory."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,8 +34,8 @@ class QuestionSurvey(NamedTuple):
     def summary(self, name: str) -> str:
         """Return it in a sentence."""
         return (
-            f"{name}: {counted(self.train, 'questions')} to learn from, {self.held_out:,} held "
-            f"out; prompts of up to {counted(self.longest, 'tokens')}."
+            f"{name}: {counted(self.train, 'questions')} to train on, {self.held_out:,} held out; "
+            f"prompts of up to {counted(self.longest, 'tokens')}."
         )
 
 

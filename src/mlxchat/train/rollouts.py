@@ -1,8 +1,8 @@
-"""The batches of reinforcement learning: answers that the model has just drawn, with rewards.
+"""The batches of reinforcement learning: answers that the model has just sampled, with rewards.
 
-What a step learns from follows from the weights before it, the run's seed and the number of the
-step. Nothing else is kept from one step to the next but the place among the questions, so that a
-run that was killed at any moment is resumed as if nothing had happened.
+A step's answers depend only on the weights before it, the run's seed and the step's number. Apart
+from the position among the questions, nothing else is kept between steps, so a run that was killed
+at any moment resumes as if nothing had happened.
 """
 
 from collections import deque
@@ -39,11 +39,11 @@ OF_STEPS, OF_EVALUATIONS = 0, 1  # in the seeds of answers
 
 
 class LearntRows(NamedTuple):
-    """The rows that a rank learns from in a step: those that have a gradient, the longest last.
+    """The rows that a rank trains on in a step: those with a gradient, the longest last.
 
     Attributes:
         ids, targets: (R, T).
-        weights: (R,), of the rows' losses.
+        weights: (R,), the weights of the rows' losses.
         lengths: (R,), the columns that each row needs.
     """
 
@@ -54,7 +54,7 @@ class LearntRows(NamedTuple):
 
 
 class AnswerSums(NamedTuple):
-    """The sums over a rank's answers of a step; `Rewarded` has their means."""
+    """Sums over a rank's answers in a step; `Rewarded` has their means."""
 
     questions: float
     answers: float
@@ -73,18 +73,18 @@ class AnswerSums(NamedTuple):
 class Rollouts:
     """The `mlxchat.train.batches.Batches` of a run: ``accumulation`` of them for each step.
 
-    Micro-batches for which nothing is left to learn have no rows.
+    Micro-batches with nothing left to learn have no rows.
 
     Args:
         config: the run's settings.
         documents: the questions.
-        state: the run, at the step from which on batches are wanted.
+        state: the run, at the first step for which batches are wanted.
         examiner: asks the model.
-        reward: its notes are told.
+        reward: the rewards, whose notes are reported.
         world: the ranks; each asks its own of the step's questions.
-        report: gets the progress of drawing.
+        report: called with the progress of sampling.
         clock: stamps the events.
-        stop: asked while answers are drawn.
+        stop: polled while answers are sampled.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A run, from its settings to a trained model: what happens in which order, whatever the stage."""
+"""A run from its settings to a trained model: the sequence of events, common to all stages."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -154,8 +154,8 @@ def _require_own_name(stage: Stage[Any, Any]) -> None:
     for runs in stage.home.stages:
         if runs != stage.folder.parent and store.latest(runs / tag):
             raise ConfigError(
-                f"{tag} is the name of another run: {runs / tag}.",
-                "Name this one with `model_tag`.",
+                f"The name {tag} is already used by another run: {runs / tag}.",
+                "Choose another name with `model_tag`.",
             )
 
 
@@ -208,7 +208,7 @@ def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:
     if home.log(folder.name).exists():
         home.log(folder.name).parent.rename(home.log(aside).parent)
     folder.rename(folder.with_name(aside))
-    yield Noted(stage.clock(), f"The earlier run was set aside as {aside}.")
+    yield Noted(stage.clock(), f"The earlier run was renamed to {aside}.")
 
 
 def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) -> Iterator[Event]:
@@ -293,9 +293,9 @@ def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:
     use = command("chat", model_tag=stage.folder.name, step=best.step)
     yield Noted(
         stage.clock(),
-        f"Step {best.step:,} is better than the last one: {best.bits_per_byte:.4f} bits per byte "
-        f"where step {last.step:,} has {last.bits_per_byte:.4f}. It is kept. To use it: {use}; sft "
-        "and eval chat take `step` too.",
+        f"Step {best.step:,} is better than the last one ({best.bits_per_byte:.4f} bits per byte; "
+        f"step {last.step:,} has {last.bits_per_byte:.4f}), so its checkpoint is kept. To use it: "
+        f"{use}. sft and eval chat accept `step` too.",
     )
 
 
@@ -309,9 +309,9 @@ def _better_judged(stage: Stage[Any, Any]) -> Iterator[Event]:
         use = command("chat", model_tag=stage.folder.name, step=best.step)
         yield Noted(
             stage.clock(),
-            f"Step {best.step:,} answers more held-out questions right than the last one: "
-            f"{best.pass_1:.1%} where step {last.step:,} has {last.pass_1:.1%}. It is kept. "
-            f"To use it: {use}",
+            f"Step {best.step:,} answers more held-out questions correctly than the last one "
+            f"({best.pass_1:.1%}; step {last.step:,} has {last.pass_1:.1%}), so its checkpoint is "
+            f"kept. To use it: {use}",
         )
 
 

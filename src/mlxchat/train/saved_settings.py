@@ -1,4 +1,4 @@
-"""The settings of a saved run that is resumed by its name alone."""
+"""The settings of a saved run that is resumed by name."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -40,7 +40,8 @@ def settings_to_resume(
     [stage] = [stage for stage in STAGES.values() if stage.settings is kind]
     if given.get("model_tag") not in (None, name):
         raise ConfigError(
-            f"`resume={name}` names the run: `model_tag={given['model_tag']}` does not go with it.",
+            f"`resume={name}` already names the run, so `model_tag={given['model_tag']}` cannot "
+            "be given as well.",
             "Leave one of them out.",
         )
     listed = catalog.runs(home.stages)
@@ -61,8 +62,8 @@ def settings_to_resume(
     newest = store.latest(run)
     if newest is None:
         raise NotFound(
-            f"The run {name} has saved no step, and so no settings either.",
-            "Repeat the command that started it.",
+            f"The run {name} has not saved a checkpoint, so its settings are not known.",
+            "Repeat the command that started it instead.",
         )
     saved = read_trainer(newest).settings.model_dump(mode="json")
     return {**saved, **given, "model_tag": name}
@@ -74,4 +75,4 @@ def _others(name: str, names: list[str]) -> str:
         return f"Did you mean {nearest[0]}?"
     if names:
         return f"There are: {one_line(', '.join(sorted(names)), 500)}."
-    return "None has been saved there yet."
+    return "No run has been saved there yet."

@@ -1,7 +1,7 @@
-"""The runs of a ladder, each an ordinary pretraining run: their settings, and what they came to.
+"""The runs of a scaling experiment, each an ordinary pretraining run: settings and results.
 
-Whatever has been trained of a ladder is in its runs. The same settings make the same runs again, so
-that those that have ended are kept, and one that was interrupted resumes.
+All progress is stored in the runs themselves. The same settings lead to the same runs, so finished
+ones are kept and an interrupted one resumes.
 """
 
 from collections.abc import Sequence
@@ -66,10 +66,11 @@ def plan_ladder(
     """
     if config.eval_every == 0:
         raise ConfigError(
-            "With `eval_every=0` nothing says how much a run has learnt.", "Leave it out."
+            "With `eval_every=0`, there is no measure of how much a run has learned.",
+            "Leave it out.",
         )
     if config.budget_seconds is None:
-        raise ConfigError("A ladder needs a `budget`.", "Give one, such as `budget=1h`.")
+        raise ConfigError("Scaling needs a `budget`.", "Give one, such as `budget=1h`.")
     of_runs: Sequence[int | None] = depths or [None] * RUNGS
     shares = divided(config.budget_seconds, len(of_runs))
     available = resources(config.dtype)
@@ -112,7 +113,7 @@ def trained_rung(config: PretrainConfig, home: Home) -> Rung:
     plan = saved.plan if saved and saved.trainer.finished else None
     if saved is None or plan is None or plan.costs is None:
         raise ConfigError(
-            f"The run {config.tag} has not ended.", "Repeat the same command to resume it."
+            f"The run {config.tag} has not finished.", "Repeat the same command to resume it."
         )
     return Rung(
         tag=config.tag,

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, and what every stage has that trains a model on conversations."""
+"""Supervised fine-tuning, and the base class of all stages that train on conversations."""
 
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -33,13 +33,13 @@ from mlxchat.train.stage import Prepared, Stage, share_held_out
 from mlxchat.train.world import ALONE, World
 
 OF_EARLIER_VERSION = (
-    "An earlier version of mlxchat saved this run. It packed conversations into rows in another "
-    "order and skipped more of them. The run resumes as this version reads and packs them, so it "
-    "will not end as it would have there."
+    "This run was saved by an earlier version of mlxchat, which packed conversations into rows in "
+    "another order and skipped more of them. It resumes with this version's packing, so the "
+    "result will differ slightly from what that version would have produced."
 )
 SEEN_BEFORE = (
-    "{} was trained with a validation share of {:g}: at {:g}, it may have learnt some of the "
-    "conversations that are held out now. Set `validation_share={:g}` to compare with it."
+    "{} was trained with a validation share of {:g}. With {:g}, it may have been trained on some "
+    "of the conversations that are now held out. Set `validation_share={:g}` to compare with it."
 )
 WEIGHT = re.compile(r":[\d.e+-]+$")  # of a source of conversations
 
@@ -69,7 +69,7 @@ def chat_documents(config: ConversationConfig, preparation: Preparation) -> Chat
     """
     if not (config.data or config.identity or config.spelling):
         raise DataError(
-            "There is nothing to learn from.",
+            "No training data is given.",
             "Name conversations with `data=FILE`, or `data=builtin` for those of the built-in "
             "corpus; see also `identity` and `spelling`.",
         )
@@ -84,7 +84,7 @@ def chat_documents(config: ConversationConfig, preparation: Preparation) -> Chat
 
 
 class ConversationStage(Stage[Tuning, ChatDocuments]):
-    """A stage that trains a model further, on conversations."""
+    """A stage that trains an existing model further on conversations."""
 
     after: ClassVar[tuple[str, ...]]  # the stages whose models it begins with by default
     prepared: ClassVar[Preparation]  # how rows are made of its conversations
@@ -123,9 +123,9 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
             for source in sources
         ]
         if config.identity:
-            named.append("made-up conversations about who it is")
+            named.append("generated conversations about who it is")
         if config.spelling:
-            named.append("made-up conversations that spell")
+            named.append("generated conversations about spelling")
         return named
 
     def learning_rates(self, plan: Plan) -> dict[str, float]:
@@ -163,14 +163,14 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
             return
         name = changed[0]
         if name not in before:
-            fault = "was not there"
+            fault = "did not exist"
         elif name not in found:
-            fault = "is missing; it was there"
+            fault = "is missing, but existed"
         else:
-            fault = "is not the same file as"
+            fault = "differs from the file used"
         raise DataError(
             f"{name} {fault} when the run {self.config.tag} was started.",
-            "Restore it, name another run with `model_tag`, or start from scratch with `fresh`.",
+            "Restore it, use another name with `model_tag`, or start from scratch with `fresh`.",
         )
 
     def _require_same_conversations(self, before: str | None, found: str) -> None:
@@ -184,8 +184,8 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         elif before != found:
             raise DataError(
                 f"The run {self.config.tag} was started by a version of mlxchat that reads or "
-                "makes up other conversations.",
-                "Resume it with that version, name another run with `model_tag`, or start from "
+                "generates conversations differently.",
+                "Resume it with that version, use another name with `model_tag`, or start from "
                 "scratch with `fresh`.",
             )
 
@@ -195,7 +195,7 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
 
     def notes(self, documents: ChatDocuments) -> Iterable[str]:
         """Return the model to begin with, and how many rows of each source are used."""
-        yield f"The model to begin with: {self.config.source}."
+        yield f"Starting from the model {self.config.source}."
         for report in documents.reports:
             yield report.summary()
 
@@ -238,7 +238,7 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
 
 
 class FineTuning(ConversationStage[SftConfig]):
-    """The stage after pretraining or mid-training, which learns what the assistant says."""
+    """The stage after pretraining or mid-training, which learns the assistant's messages."""
 
     name = "fine-tuning"
     settings = SftConfig

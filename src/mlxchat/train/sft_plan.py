@@ -1,4 +1,4 @@
-"""The plan of training on conversations: what follows from them and the model to begin with."""
+"""The plan of training on conversations, derived from them and the initial model."""
 
 from itertools import islice
 from typing import NamedTuple
@@ -93,9 +93,9 @@ class Survey(NamedTuple):
 
     def summary(self) -> str:
         """Return the survey in a sentence."""
-        rest = f"; {self.truncated:,} are longer than that and truncated" if self.truncated else ""
+        rest = f"; {self.truncated:,} are longer and were truncated" if self.truncated else ""
         if self.unanswered:
-            rest += f"; {self.unanswered:,} have no answer within that and are skipped"
+            rest += f"; {self.unanswered:,} have no answer within the context and were skipped"
         full = self.tokens / (self.rows * (self.context + 1))
         return (
             f"{counted(self.conversations, 'conversations')} per epoch: "

@@ -1,6 +1,6 @@
-"""The state of a run on its way from rank 0 to the other ranks, and whether all can take part.
+"""Sends the state of a run from rank 0 to the other ranks, and checks that all can take part.
 
-They get everything but the data, which they read on their own machine.
+The other ranks get everything except the data, which they read on their own machines.
 """
 
 import json
@@ -33,7 +33,7 @@ from mlxchat.train.world import START_PATIENCE, Act, World
 
 
 class ModelKind(BaseModel):
-    """The properties of rank 0's model beside its shape, which the others' models get too."""
+    """The properties of rank 0's model, apart from its shape, that the other ranks need."""
 
     adapter: LoraConfig | None
     formats: dict[str, Format]  # of quantized layers, by name
@@ -76,7 +76,7 @@ def send(stage: Stage[Any, Any], documents: Documents, state: TrainState) -> Non
 
 
 class Received(NamedTuple):
-    """A run as another rank takes part in it."""
+    """A run as received by a rank other than 0."""
 
     stage: Stage[Any, Any]
     documents: Documents
@@ -132,8 +132,8 @@ def _documents(stage: Stage[Any, Any], saved: SavedRun[Any]) -> Documents:
         if not agree(of_leader.get(name, found), found):
             documents.close()
             raise DataError(
-                f"{name} is not the file of that name that rank 0 has.",
-                "Every machine needs the same data: copy it from one to the others.",
+                f"{name} differs from rank 0's file of that name.",
+                "Every machine needs the same data. Copy it from one to the others.",
             )
     return documents
 
@@ -212,5 +212,5 @@ def require_same(world: World, facts: dict[str, str]) -> None:
             if here != there:
                 raise ConfigError(
                     f"Rank 0 has {name} {here}, rank {rank} has {there}.",
-                    "Start all ranks with the same command and the same versions.",
+                    "Start all ranks with the same command and the same software versions.",
                 )

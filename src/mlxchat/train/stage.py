@@ -1,7 +1,7 @@
-"""A stage of training, such as pretraining: everything in which it differs from the other stages.
+"""A stage of training, such as pretraining: everything that differs between stages.
 
-`STAGES` lists them. The loop (`loop`), the course of a run (`run`), resuming (`resume`) and the
-format of a checkpoint are the same for all. To add a stage: its settings in ``config/NEW.py``, its
+`STAGES` lists them. The loop (`loop`), the sequence of a run (`run`), resuming (`resume`) and the
+checkpoint format are the same for all. To add a stage: its settings in ``config/NEW.py``, its
 subclass of `Stage` in ``train/NEW.py``, a row in `STAGES` (``train/__init__.py``), in
 `mlxchat.home.STAGE_FOLDERS` and in `mlxchat.config.stages`, and a command.
 """
@@ -55,7 +55,7 @@ class Stage(ABC, Generic[Config, Corpus]):
         config: the settings.
         home: where data, tokenizer, checkpoints and log are.
         report: called with the progress of downloads and the like, also from other threads.
-        clock: stamps the events and measures what they take.
+        clock: stamps the events and measures durations.
         compile: makes the function that launches a step.
         world: the ranks that train the run together.
     """
@@ -302,7 +302,7 @@ def validation_documents(folder: Path, home: Home) -> Documents:
         MlxchatError: the documents are not on disk.
     """
     if not (folder / TRAINER).exists():
-        raise CheckpointError(f"{folder} does not say what text the model was trained on.")
+        raise CheckpointError(f"{folder} does not record what text the model was trained on.")
     state = read_trainer(folder)
     return stage_of(state, home).validation(state.data)
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a pretraining run: where it is, how large, and trained if there is none."""
+"""The tokenizer of a pretraining run: its location and size; it is trained if there is none."""
 
 import tempfile
 from collections.abc import Generator, Iterator
@@ -128,7 +128,7 @@ def ready_tokenizer(
             )
         return tokenizer
     yield Noted(
-        clock(), f"There is no tokenizer yet: training one, which will be stored in {folder}."
+        clock(), f"There is no tokenizer yet. Training one, which will be stored in {folder}."
     )
     characters = MAX_CHARACTERS
     if config.recipe_name == "budget":
@@ -181,16 +181,16 @@ def train_tokenizer(
                 break
         report(Progressed(clock(), TASK, done, done, "characters"))
         if not done:
-            raise DataError("The training data contain no text.", "Use data that contain some.")
+            raise DataError("The training data contains no text.", "Use data that contains text.")
 
     tokenizer = Tokenizer.train(
         texts(), vocab_size or min(largest, documents.suggested_vocabulary())
     )
     if vocab_size is not None and tokenizer.vocab_size < vocab_size:
         raise DataError(
-            f"The text supports a vocabulary of {tokenizer.vocab_size:,} tokens, not "
-            f"{vocab_size:,}.",
-            f"Use `vocab_size={tokenizer.vocab_size}` or less, or more text.",
+            f"The text is too short for a vocabulary of {vocab_size:,} tokens; it yields "
+            f"{tokenizer.vocab_size:,}.",
+            f"Use `vocab_size={tokenizer.vocab_size}` or less, or add text.",
         )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unfinished", dir=folder) as unfinished:

@@ -1,9 +1,9 @@
 """Ranks: the processes that train one run together, on one machine or several.
 
-Every rank has the whole model and computes the gradients of its own rows; their sums are the same
-on all. Rank 0 leads and the others follow (`mlxchat.train.ranks`). What is here is what they
-exchange: numbers, texts and arrays. Everything goes through `mlx.core.distributed`, whose launcher,
-or ours, sets the environment variables that say who the ranks are.
+Every rank has the whole model and computes the gradients of its own rows, whose sums are the same
+on all ranks. Rank 0 leads and the others follow (`mlxchat.train.ranks`). This module exchanges
+numbers, texts and arrays between ranks through `mlx.core.distributed`; its launcher, or ours, sets
+the environment variables that identify the ranks.
 """
 
 import math
@@ -36,7 +36,7 @@ Late = Callable[[DeviceError], None]
 
 
 class Act(IntEnum):
-    """An announcement of rank 0: the act that follows, in which every rank takes part."""
+    """An announcement by rank 0 of the next action, in which every rank takes part."""
 
     RESOURCES = 0  # the ranks tell what they can spare
     MEASURE = 1  # steps of a plan that follows, as text, are timed
@@ -49,18 +49,19 @@ class Act(IntEnum):
 
 
 class RanksDifferError(Exception):
-    """Two ranks have different weights. It is no `MlxchatError`, on which a run saves its step."""
+    """Two ranks have different weights. Not an `MlxchatError`, after which a run would save."""
 
 
 class World:
-    """The ranks of a run, by default a single one, for which every exchange is free.
+    """The ranks of a run; by default a single one, for which exchanges cost nothing.
 
     Args:
         group: the ranks; None for this process alone.
-        on_cpu: exchange by the CPU, which waits for others without a GPU's watchdog.
-        patience: seconds in which the other ranks must answer.
+        on_cpu: exchange on the CPU, where waiting does not trigger a GPU's watchdog.
+        patience: seconds within which the other ranks must respond.
         late: called if they do not.
-        sent_as: how matrices of gradients travel; bfloat16 is half as much, and rounded.
+        sent_as: the data type in which matrices' gradients are sent; bfloat16 halves the traffic,
+            with rounding.
     """
 
     def __init__(
@@ -189,7 +190,7 @@ class World:
         for name, column in zip(arrays, sums.T, strict=True):
             if others := [rank for rank, each in enumerate(column) if each != column[0]]:
                 raise RanksDifferError(
-                    f"At step {step:,}, {name} of rank {others[0]} is not that of rank 0."
+                    f"At step {step:,}, {name} of rank {others[0]} differs from rank 0."
                 )
 
     def seconds_waited(self) -> float | None:
@@ -261,7 +262,7 @@ def watched(patience: float, late: Late) -> Iterator[None]:
         for _ in range(math.ceil(patience / TICK)):
             if done.wait(TICK):
                 return
-        late(lost(f"Another rank has not answered for {patience:.0f} s."))
+        late(lost(f"Another rank has not responded for {patience:.0f} s."))
 
     threading.Thread(target=watch, name="watching ranks", daemon=True).start()
     try:
@@ -274,8 +275,8 @@ def lost(problem: str) -> DeviceError:
     """Return the error for ranks that do not answer."""
     return DeviceError(
         problem,
-        "Its own messages say why, if it could tell. What was saved is kept: repeat the command to "
-        "resume, with as many ranks as there are.",
+        "Its own messages may say why. Everything saved is kept. Repeat the command to resume, "
+        "with as many ranks as are available.",
     )
 
 

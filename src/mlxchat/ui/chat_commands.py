@@ -16,7 +16,7 @@ from mlxchat.ui.text import amount
 NONE = "none"  # stands for no value: no system message, no limit to top-k
 TYPICAL = "temperature"  # the setting that shows how all are changed
 
-SLASHED = "At the prompt, // begins a message that begins with a slash."
+SLASHED = "To send a message that starts with a slash, type two slashes."
 
 TwoColumns = Sequence[tuple[str, str]]  # of a table: what, and what about it
 
@@ -133,7 +133,7 @@ class SlashCommand:
 
 def _regenerate(chat: Responder, _: str) -> CommandResult:
     answer = chat.regenerate()
-    same = ("At temperature 0 the answer changes only with other settings.",)
+    same = ("At temperature 0, the answer only changes if you change other settings.",)
     return CommandResult(() if dict(chat.settings)[TYPICAL] else same, answer=answer)
 
 
@@ -184,14 +184,14 @@ def _exit(chat: Responder, _: str) -> CommandResult:
 
 
 SLASH_COMMANDS = {
-    "/regenerate": SlashCommand(_regenerate, "answer the last message again"),
+    "/regenerate": SlashCommand(_regenerate, "generate another answer to the last message"),
     "/undo": SlashCommand(_undo, "take back the last message and its answer"),
     "/clear": SlashCommand(_clear, "start a new conversation"),
     "/save": SlashCommand(_save, "write the conversation to a file", "FILE"),
     "/load": SlashCommand(_load, "resume the conversation in a file", "FILE"),
     "/help": SlashCommand(_help, "show this list"),
-    "/exit": SlashCommand(_exit, "leave, as Ctrl-D does"),
-    "/quit": SlashCommand(_exit, "leave as well"),
+    "/exit": SlashCommand(_exit, "quit, as Ctrl-D does"),
+    "/quit": SlashCommand(_exit, "quit as well"),
     "/settings": SlashCommand(_settings, "show all settings"),
 }
 

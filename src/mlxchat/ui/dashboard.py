@@ -139,7 +139,7 @@ def dashboard(
         label = f"evaluating {under_way.batch:,}/{under_way.batches:,}"
         lines.append(labelled_bar(label, under_way.batch, under_way.batches, inner, left=left))
     elif under_way:
-        label = f"drawing answers {under_way.answers:,}/{under_way.total:,}"
+        label = f"sampling answers {under_way.answers:,}/{under_way.total:,}"
         lines.append(labelled_bar(label, under_way.answers, under_way.total, inner, left=left))
     elif latest is None and waited >= SLOW:
         compiling = Text(f"compiling the first step, {duration(waited)} so far", style="dim")
@@ -208,10 +208,10 @@ def _of_answers(
     learning.append(Cell("answer", f"{rewarded.length:.1f} tokens"))
     if rewarded.cut_off:
         learning.append(Cell("cut off", f"{rewarded.cut_off:.0%}"))
-    speeds = [Cell("drawn", f"{speed(rewarded.tokens, rewarded.seconds)} tokens/s")]
+    speeds = [Cell("sampled", f"{speed(rewarded.tokens, rewarded.seconds)} tokens/s")]
     if latest:
         rate = speed(rewarded.learned, latest.seconds - rewarded.seconds)
-        speeds.append(Cell("learnt", f"{rate} tokens/s"))
+        speeds.append(Cell("trained", f"{rate} tokens/s"))
         speeds.append(Cell("learning rate", f"{latest.learning_rate:.3g}"))
         speeds.append(Cell("gradient norm", f"{latest.gradient_norm:.3g}"))
     return learning, speeds
@@ -243,7 +243,7 @@ def _of_text(meter: Meter, latest: Stepped | None) -> tuple[list[Cell], list[Cel
     if meter.mfu is not None:
         speeds.append(Cell("MFU", f"{meter.mfu:.1%}"))
     if meter.matmul_share is not None:
-        speeds.append(Cell("of a matmul", f"{meter.matmul_share:.1%}"))
+        speeds.append(Cell("of matmul speed", f"{meter.matmul_share:.1%}"))
     return learning, speeds
 
 

@@ -49,7 +49,7 @@ def examination_table(examination: Examination, width: int) -> Group:
         if left := _not_here(findings):
             parts.append(Text(left, style="dim"))
     if examination.only_on_a_mac:
-        parts += [Text(), Text("What only a Mac can tell", style="bold cyan")]
+        parts += [Text(), Text("Questions that only a Mac can answer", style="bold cyan")]
         parts += _only_on_a_mac(examination.only_on_a_mac)
     return Group(*parts, Text(), Text(summary(examination), style="bold"))
 
@@ -120,7 +120,7 @@ def _shown(text: str) -> str:
 def _not_here(findings: Sequence[Finding]) -> str:
     """Return the checks that could not be made, with the reason of each, in one line."""
     left = [f"{f.check} ({f.value})" for f in findings if f.outcome == "not here"]
-    return f"Not here: {', '.join(left)}." if left else ""
+    return f"Not applicable here: {', '.join(left)}." if left else ""
 
 
 def _only_on_a_mac(answers: Sequence[MacAnswer]) -> list[RenderableType]:
@@ -131,8 +131,8 @@ def _only_on_a_mac(answers: Sequence[MacAnswer]) -> list[RenderableType]:
             Padding(Text(in_one_line(answer.answer), "dim"), (0, 0, 0, 2)),
         ]
     intro = (
-        "mlxchat was written without a Mac, so its authors can use these answers: send them what "
-        f"this prints: {command('doctor', report='-')}"
+        "mlxchat was developed without a Mac, so its authors need these answers. Please send them "
+        f"the output of {command('doctor', report='-')}"
     )
     return [Text(intro), *parts]
 
@@ -161,7 +161,7 @@ def examination_markdown(examination: Examination) -> str:
             who = f" Affects {', '.join(finding.commands)}." if finding.commands else ""
             lines.append(f"- {finding.check} ({finding.outcome}): {_shown(finding.remedy)}{who}")
     if examination.only_on_a_mac:
-        lines += ["", "**What only a Mac can tell**", ""]
+        lines += ["", "**Questions that only a Mac can answer**", ""]
         lines += [
             f"- {answer.question} {in_one_line(answer.answer)}"
             for answer in examination.only_on_a_mac

@@ -28,9 +28,9 @@ NOTES = {
     "scalars": "residual, embedding, smear and backout",
     "accumulation": "the head's gradient, before it is summed",
     "activations": "in a micro-batch",
-    "update": "in the optimizer's step: temporaries",
-    "peak": "the most at any one time",
-    "cache": "kept for reuse in addition, at most",
+    "update": "temporary arrays in the optimizer's step",
+    "peak": "the maximum at any one time",
+    "cache": "additional memory kept for reuse, at most",
 }
 VOCABULARY_SOURCES = {
     "vocab_size": "set by `vocab_size`",
@@ -49,7 +49,8 @@ def estimate_heading(facts: Estimate) -> list[str]:
     ]
     if facts.saved_step is not None:
         lines.append(
-            f"This run exists: step {facts.saved_step:,} of {facts.plan.num_iterations:,} is saved."
+            f"This run exists; its newest checkpoint is step {facts.saved_step:,} of "
+            f"{facts.plan.num_iterations:,}."
         )
     return lines
 
@@ -75,7 +76,9 @@ def estimate_sections(facts: Estimate) -> list[Section]:
     """Return the numbers, section by section."""
     parameters = parameter_rows(facts.parameters)
     if adapter := facts.plan.adapter:
-        parameters.append(Row("adapter", f"{adapter.parameters:,}", "in addition; only it learns"))
+        parameters.append(
+            Row("adapter", f"{adapter.parameters:,}", "in addition; only these are trained")
+        )
     return [
         Section("Parameters", parameters),
         Section("Training", _training(facts)),

@@ -77,10 +77,12 @@ def _parsed(line: bytes) -> tuple[str, str]:
     except ValueError as error:
         raise DataError(f"The line is not valid JSON: {error}.", _FORM) from error
     if not isinstance(sent, dict) or len(sent) != 1:
-        raise DataError("The line is not an object with one entry.", _FORM)
+        raise DataError("The line is not an object with exactly one entry.", _FORM)
     [(kind, text)] = sent.items()
     if kind not in ("content", "command") or not isinstance(text, str):
-        raise DataError("The entry is neither a content nor a command, as text.", _FORM)
+        raise DataError(
+            "The entry is neither content nor command with a string as its value.", _FORM
+        )
     if kind == "command" and not text.startswith("/"):
-        raise DataError("A command begins with a slash.", _FORM)
+        raise DataError("A command starts with a slash.", _FORM)
     return kind, text

@@ -27,10 +27,10 @@ from mlxchat.telemetry.events import json_line
 
 EDITOR_KEYS = (
     ("Enter", "send the message"),
-    ("Alt+Enter", "begin a new line; so does Esc, then Enter. Pasted text is one message"),
+    ("Alt+Enter", "start a new line, as does Esc followed by Enter; pasted text is one message"),
     ("Up, Down", "earlier messages"),
     ("Tab", "complete a command or the name of its file"),
-    ("Ctrl-C", "stop an answer, or drop what is typed; twice leaves"),
+    ("Ctrl-C", "stop an answer, or discard what you typed; press it twice to quit"),
 )
 MOST_ENTRIES = 1000  # of the history that is kept
 LONGEST_ENTRY = 2**16  # bytes of a line of the file

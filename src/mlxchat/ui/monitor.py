@@ -101,13 +101,13 @@ def _machine(snapshot: Snapshot, width: int) -> TextPanel:
     ]
     if machine.full:
         why = (
-            f"Memory is {used / total:.0%} full. Beyond {MACHINE_FULL:.0%} a machine begins to swap"
+            f"Memory is {used / total:.0%} full. Above {MACHINE_FULL:.0%}, a machine starts to swap"
         )
         if machine.mac and machine.pressure:
-            why = f"Memory pressure is {machine.pressure}: macOS compresses memory and swaps"
+            why = f"Memory pressure is {machine.pressure}: macOS is compressing memory and swapping"
         warning = (
-            f"{why}, which slows everything down. Close other programs, or stop a run with Ctrl-C: "
-            "it saves its work, and the same command resumes it later."
+            f"{why}, which slows everything down. Close other programs, or stop a run with "
+            "Ctrl-C: it saves its progress, and repeating its command resumes it later."
         )
         lines += wrapped(warning, width, "bold yellow")
     return TextPanel(f"{machine.host} · {snapshot.home}", lines)
@@ -269,7 +269,7 @@ def _numbers(run: WatchedRun, now: float) -> list[Cell]:
         cells.append(Cell("time", duration(meter.elapsed)))
     steps = ", ".join(f"{step:,}" for step in run.saved_steps[-SHOWN_STEPS:])
     more = "… " if len(run.saved_steps) > SHOWN_STEPS else ""
-    cells.append(Cell("saved steps", f"{more}{steps}" or "none"))
+    cells.append(Cell("checkpoints", f"{more}{steps}" or "none"))
     if run.saved is not None:
         cells.append(Cell("last saved", ago(run.saved, now)))
     return cells
@@ -278,7 +278,7 @@ def _numbers(run: WatchedRun, now: float) -> list[Cell]:
 def _notice(run: WatchedRun, now: float) -> str:
     """Return a sentence about a run that has ended or is not running as it should."""
     if run.state == "unreadable":
-        return f"It cannot be watched: {run.fault} This says nothing about its saved steps."
+        return f"It cannot be watched: {run.fault} This says nothing about its checkpoints."
     failure = run.status.failure if run.status else None
     return ending_in_words(run.state, run.last_seen, run.saved_steps, failure, now)
 
@@ -302,9 +302,9 @@ def ending_in_words(
     when = "its start"
     if last_seen is not None:
         when = f"{datetime.fromtimestamp(last_seen):%d %b, %H:%M:%S}, {ago(last_seen, now)}"
-    resume = "nothing was saved, so the same command starts from scratch"
+    resume = "nothing was saved, so repeating its command starts from scratch"
     if saved_steps:
-        resume = f"the same command resumes from step {saved_steps[-1]:,}"
+        resume = f"repeating its command resumes from step {saved_steps[-1]:,}"
     match state:
         case "running":
             return ""
@@ -317,7 +317,10 @@ def ending_in_words(
         case "died":
             return f"Its process was killed or crashed. Last seen on {when}; {resume}."
         case _:
-            return f"Silent since {when}: asleep, stuck or dead. If it is dead, {resume}."
+            return (
+                f"No sign of life since {when}: the process is asleep, stuck or dead. "
+                f"If it is dead, {resume}."
+            )
 
 
 def runs_table(runs: Sequence[WatchedRun], now: float, width: int, room: int | None) -> TextPanel:

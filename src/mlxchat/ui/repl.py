@@ -128,7 +128,7 @@ class _Terminal:
         else:
             self._note(
                 f"{name} is a base model: it continues your text and does not answer questions. "
-                "An empty line lets it continue."
+                "Send an empty line to let it continue."
             )
         self._note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D quits.")
         interrupted = False
@@ -144,7 +144,7 @@ class _Terminal:
                 if interrupted and not pressed.args:
                     return
                 interrupted = True
-                self._note("Ctrl-C again, or Ctrl-D, quits.")
+                self._note("Press Ctrl-C again, or Ctrl-D, to quit.")
             except UnicodeDecodeError as error:
                 self._note(f"That line is not {error.encoding} text.")
             except MlxchatError as error:
@@ -212,8 +212,8 @@ class _Terminal:
         if self._chat.dropped and not self._told_outgrown:
             self._told_outgrown = True
             self._note(
-                "The conversation has outgrown the model's context: from now on it does not see "
-                "the oldest turns."
+                "The conversation no longer fits into the model's context, so the model does not "
+                "see the oldest turns."
             )
 
     def _note(self, text: str) -> None:

@@ -90,26 +90,28 @@ def _show_chart(rungs: Sequence[Rung]) -> None:
 def _law_in_words(law: Law | None) -> Iterator[str]:
     if law is None:
         yield as_options(
-            f"Fewer than {FEWEST_RUNGS} runs of {STEPS_THAT_COUNT} steps show no law: give more "
-            "`depths`, a longer `budget` or a smaller `total_batch_size`."
+            f"A scaling law needs at least {FEWEST_RUNGS} runs of {STEPS_THAT_COUNT} steps: give "
+            "more `depths`, a longer `budget` or a smaller `total_batch_size`."
         )
         return
     if not law.falls:
-        yield as_options("More FLOPs did not help, so nothing follows: give a longer `budget`.")
+        yield as_options(
+            "More FLOPs did not help, so no prediction is possible: give a longer `budget`."
+        )
         return
     left = 10**-law.exponent
     error = math.log(10) * left * law.exponent_error
-    rough = ", too few to know it well" if law.runs <= ROUGH_RUNS else ""
+    rough = ", which is a rough estimate from so few" if law.runs <= ROUGH_RUNS else ""
     yield (
-        f"Bits per byte fall as FLOPs^-{law.exponent:.3f} ± {law.exponent_error:.3f}: by "
-        f"{1 - left:.1%} ± {error:.1%} with ten times the FLOPs."
+        f"Bits per byte fall as FLOPs^-{law.exponent:.3f} ± {law.exponent_error:.3f}: ten times "
+        f"the FLOPs lower them by {1 - left:.1%} ± {error:.1%}."
     )
-    yield f"Each ± is one standard error, by {law.runs} runs{rough}."
+    yield f"Each ± is one standard error, from {law.runs} runs{rough}."
 
 
 def _in_words(prediction: Prediction) -> str:
     return (
-        f"One run of {prediction.budget}, at depth {prediction.depth} or so "
+        f"A single run of {prediction.budget}, at about depth {prediction.depth} "
         f"({prediction.flops:.1e} FLOPs): about {prediction.bits_per_byte:.3f} ± "
         f"{prediction.error:.3f} bits per byte."
     )
@@ -119,7 +121,7 @@ def _next(rungs: Sequence[Rung], foretold: Sequence[Prediction], home: Home) -> 
     best = min(rungs, key=lambda rung: rung.bits_per_byte)
     for longest in foretold[-1:]:
         again = command("train", budget=longest.budget)
-        yield f"Train longer, with the other options as they were: {again}"
-    yield f"Talk to the best: {command('chat', model_tag=best.tag)}"
+        yield f"Train longer, with your other options unchanged: {again}"
+    yield f"Talk to the best model: {command('chat', model_tag=best.tag)}"
     folders = [path for rung in rungs for path in (home.runs / rung.tag, home.log(rung.tag).parent)]
     yield f"Delete the runs and their logs: rm -r {shlex.join(map(str, folders))}"

@@ -65,7 +65,7 @@ def describe(event: Event, meter: Meter) -> str | None:
         case CoreMeasured():
             return (
                 f"step {event.step:,}: CORE {event.core:.4f} ± {event.error:.4f}, of at most "
-                f"{amount(event.max_per_task, 'examples')} a task"
+                f"{amount(event.max_per_task, 'examples')} per task"
             )
         case Sampled():
             worth = "" if event.reward is None else f", reward {event.reward:g}"
@@ -75,7 +75,7 @@ def describe(event: Event, meter: Meter) -> str | None:
             return f"step {event.step:,}: saved {event.path}"
         case Replanned():
             return (
-                f"Now {amount(event.total_steps, 'steps')} instead of {event.before:,}, to keep "
+                f"Changed to {amount(event.total_steps, 'steps')} from {event.before:,}, to stay "
                 f"within the budget of {event.budget}."
             )
         case Ended(reason="finished"):
@@ -83,7 +83,7 @@ def describe(event: Event, meter: Meter) -> str | None:
         case Ended(step=0):
             return "Stopped before the first step, so nothing was saved."
         case Ended():
-            return f"Stopped after step {event.step:,}; the same command resumes from there."
+            return f"Stopped after step {event.step:,}. Repeat the command to resume from there."
         case Noted():
             return as_options(event.text)
         case Stepped() | Rewarded() | Evaluating() | Drawing() | Progressed():
@@ -100,7 +100,7 @@ def _judgement(event: Judged, meter: Meter) -> str:
     if event.samples > 1:
         text += f", pass@{event.samples} {event.pass_k:.1%}"
         text += f" ({event.pass_k_low:.1%} to {event.pass_k_high:.1%})"
-    return f"{text}, reward {event.reward:.3f}, {amount(event.length, 'tokens')} an answer"
+    return f"{text}, reward {event.reward:.3f}, {amount(event.length, 'tokens')} per answer"
 
 
 def step_line(event: Stepped, meter: Meter) -> str:
@@ -118,7 +118,7 @@ def step_line(event: Stepped, meter: Meter) -> str:
     if meter.mfu is not None:
         parts.append(f"MFU {meter.mfu:.1%}")
     if meter.matmul_share is not None:
-        parts.append(f"{meter.matmul_share:.1%} of a matmul")
+        parts.append(f"{meter.matmul_share:.1%} of matmul speed")
     if meter.waiting_share is not None:
         parts.append(f"{meter.waiting_share:.0%} waiting for ranks")
     if meter.seconds_left is not None:
@@ -136,8 +136,8 @@ def _rewarded_line(event: Stepped, meter: Meter, rewarded: Rewarded) -> str:
         f"entropy {rewarded.entropy:.3f}",
         f"lr {event.learning_rate:.3g}",
         f"norm {event.gradient_norm:.3g}",
-        f"{speed(rewarded.tokens, rewarded.seconds)} tokens/s drawn",
-        f"{speed(rewarded.learned, event.seconds - rewarded.seconds)} learnt",
+        f"{speed(rewarded.tokens, rewarded.seconds)} tokens/s sampled",
+        f"{speed(rewarded.learned, event.seconds - rewarded.seconds)} trained",
     ]
     if meter.waiting_share is not None:
         parts.append(f"{meter.waiting_share:.0%} waiting for ranks")

@@ -1,7 +1,7 @@
 """The wordings of questions about who a model is, and of its answers.
 
 ``{name}`` stands for the model's name, ``{maker}`` for who made it, ``{made}`` for the rest of a
-sentence that says so (if that is to be known), ``{other}`` for the name of some other model,
+sentence that says so (if a maker is given), ``{other}`` for the name of another model, and
 ``{key}`` and ``{value}`` for a fact.
 """
 

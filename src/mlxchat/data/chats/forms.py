@@ -47,13 +47,12 @@ KEYS_NAMED = 5  # of a row in an unknown format
 
 
 class Usable(NamedTuple):
-    """A conversation that begins with the user or the system and ends with an answer to learn.
+    """A conversation that starts with the user or the system and ends with an answer to train on.
 
     Attributes:
         conversation: the conversation.
         changes: phrases that say how it differs from the row.
-        unused: the keys of the row, its messages and their parts that hold something, but were not
-            read.
+        unused: non-empty keys of the row, its messages and their parts that were not read.
     """
 
     conversation: Conversation
@@ -62,7 +61,7 @@ class Usable(NamedTuple):
 
 
 class Form(NamedTuple):
-    """A format of rows: the keys by which it is recognised, others that it has, and its reader."""
+    """A row format: the keys by which it is recognised, its other keys, and its reader."""
 
     keys: frozenset[str]
     others: frozenset[str]
@@ -88,7 +87,7 @@ def read_row(row: object) -> Usable:
     held, form = _recognised(row)
     marks = {name: truth(held[name]) for name in LEARNING_MARKS & held.keys()}
     if False in marks.values():
-        raise UnusableError("marked as not to be learnt")
+        raise UnusableError("marked as not to be trained on")
     remarks = Remarks()
     heeded = {name for name, mark in marks.items() if mark is not None}  # not a row's share, 0.5
     remarks.pass_over(held, form.keys | form.others | heeded | SYSTEM)

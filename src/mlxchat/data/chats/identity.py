@@ -1,8 +1,9 @@
 """Generates conversations that teach a model who it is: its name, its maker and other facts.
 
-Every question is asked in many ways, with and without greetings, carelessly typed, alone or amid
-small talk; the words for them are in `mlxchat.data.chats.asking`. Some ways to ask for the name are
-kept from training (`asking.HELD_OUT_QUESTIONS`), to see whether a model has learned it or them.
+Every question is asked in many ways, with and without greetings, carelessly typed, alone or within
+small talk; the wordings are in `mlxchat.data.chats.asking`. Some ways to ask for the name are held
+out (`asking.HELD_OUT_QUESTIONS`), to see whether a model has learned the name or only the
+questions.
 """
 
 import re
@@ -57,11 +58,11 @@ class Identity:
                     f"{pair.strip()!r} in the identity is not of the form KEY=VALUE.", _FORM
                 )
             if key in values:
-                raise ConfigError(f"The identity says {key} twice.", _FORM)
+                raise ConfigError(f"The identity gives {key} twice.", _FORM)
             if key in ("name", MAKER_KEY) and "=" in value:
                 raise ConfigError(
-                    f"The identity's {key} would be {value!r}: a comma goes between one KEY=VALUE "
-                    "and the next.",
+                    f"The identity's {key} would be {value!r}. Separate the KEY=VALUE pairs with "
+                    "commas.",
                     _FORM,
                 )
             longest = LONGEST_KEY if key in ("name", MAKER_KEY) else LONGEST_FACT
@@ -73,7 +74,7 @@ class Identity:
                 )
             values[key] = value
         if "name" not in values:
-            raise ConfigError("The identity has no name.", _FORM)
+            raise ConfigError("The identity does not include a name.", _FORM)
         name, maker = values.pop("name"), values.pop(MAKER_KEY, None)
         return cls(name, maker, tuple(values.items()))
 

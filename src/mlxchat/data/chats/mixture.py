@@ -25,21 +25,21 @@ CONVERSATIONS = "conversations"  # names their fingerprint among those of the fi
 
 
 class ChatDocuments:
-    """Conversations of files, the built-in corpus, tasks and generators, all kept in memory.
+    """Conversations from files, the built-in corpus, tasks and generators, all kept in memory.
 
-    Which conversations are held out for validation depends on their content alone: those whose
-    hash is in the lowest ``validation_share`` of all possible hashes, or else the lowest of their
-    source. So seeds, weights and the order of files move none between validation and training, and
-    copies of a conversation stay together.
+    Which conversations are held out for validation depends only on their content: those whose hash
+    is in the lowest ``validation_share`` of all possible hashes, or, if a source has none, its
+    lowest. So seeds, weights and the order of files never move a conversation between validation
+    and training, and copies of a conversation stay together.
 
     Args:
         sources: where conversations come from. Each conversation of a source is repeated
             ``weight`` times per epoch; a fractional part adds a random sample, drawn per epoch.
         seed: the seed of the order and of generated conversations.
         validation_share: the share of conversations to hold out, 0 to 1.
-        preparation: how rows are made of them.
-        identity: who the model is: adds `IDENTITY_CONVERSATIONS` about it, in place of those of
-            the built-in corpus.
+        preparation: how they are turned into rows.
+        identity: who the model is; adds `IDENTITY_CONVERSATIONS` about it, replacing those of the
+            built-in corpus.
         spelling_conversations: how many conversations about spelling and letters to generate.
 
     Attributes:
@@ -90,7 +90,8 @@ class ChatDocuments:
         self.epoch_size = sum(lot.count for lot in self._lots)
         if not (self.epoch_size and self.held_out):
             raise DataError(
-                "There are fewer than two conversations: one to train on and one for validation.",
+                "Training needs at least two conversations, one to train on and one for "
+                "validation.",
                 f"Give more conversations, or add the built-in corpus: {BUILTIN}.",
             )
         self.reports = tuple(lot.report for lot in self._lots)
@@ -110,7 +111,7 @@ class ChatDocuments:
         if row > self.epoch_size:
             raise DataError(
                 f"The run resumes at conversation {row:,}, but an epoch has {self.epoch_size:,}.",
-                "Give it the data it started with.",
+                "Resume with the data that the run started with.",
             )
         while True:
             order = self._order(epoch)

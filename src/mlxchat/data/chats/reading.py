@@ -1,4 +1,4 @@
-"""Reads conversations from files, and reports what became of every row."""
+"""Reads conversations from files, and reports how many rows were used, changed and skipped."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _COLUMNS = Wanted(forms.KEYS, "conversations")
 
 @dataclass(frozen=True)
 class SourceReport:
-    """The numbers of a source's rows that were used, changed and skipped.
+    """How many of a source's rows were used, changed and skipped.
 
     Attributes:
         source: the source, as the user gave it.
@@ -33,7 +33,7 @@ class SourceReport:
         skipped: the other rows, by reason.
         examples: the first of these, each with its place and reason.
         left_out: folders and files that were not read because they are for evaluation.
-        passed_over: other files that were not read, and why; "" if there are none.
+        passed_over: other files that were ignored, and why; "" if there are none.
     """
 
     source: str
@@ -55,15 +55,15 @@ class SourceReport:
         if self.changed:
             said += f"; changed: {_counted(self.changed)}"
         if self.unused:
-            said += f"; keys not used: {_counted(self.unused, UNUSED_NAMED)}"
+            said += f"; keys ignored: {_counted(self.unused, UNUSED_NAMED)}"
         if self.skipped:
             said += f"; skipped: {_counted(self.skipped)}, first {self.examples[0]}"
         if self.passed_over:
-            said += f"; passed over: {self.passed_over}"
+            said += f"; files ignored: {self.passed_over}"
         if self.left_out:
             named = ", ".join(self.left_out[:EXAMPLES])
             more = len(self.left_out) - EXAMPLES
-            said += f"; not read, being for evaluation: {named}"
+            said += f"; evaluation splits not read: {named}"
             said += f" and {more:,} more" if more > 0 else ""
         return f"{said}."
 
@@ -116,11 +116,11 @@ def read_source(source: Source) -> tuple[list[Conversation], SourceReport]:
 
 
 def _nothing(source: Source, skipped: Counter[str]) -> MlxchatError:
-    remedy = 'Give rows like {"messages": [{"role": "user", "content": "..."}, ...]}.'
+    remedy = 'Write rows like {"messages": [{"role": "user", "content": "..."}, ...]}.'
     if not skipped:
         return DataError(f"{source} is empty: it holds no rows.", remedy)
     return DataError(
-        f"{source} has {counted(skipped.total(), 'rows')}, of which none can be used: "
+        f"{source} has {counted(skipped.total(), 'rows')}, none of which can be used: "
         f"{_counted(skipped)}.",
         remedy,
     )

@@ -32,12 +32,12 @@ class Source:
     """Conversations to train on.
 
     Attributes:
-        path: a file or a folder of files; None for what is built in: the corpus or a task. (The
-            user names a file that is called like one of these ``./builtin``.)
+        path: a file or a folder of files; None for the built-in corpus or a task. (A file with the
+            same name as one of these is given as ``./builtin``.)
         weight: how many times each conversation is used per epoch.
         encoding: the encoding of text without a byte-order mark.
-        skip_bad: skip lines and rows that cannot be read, as those that cannot be used.
-        task: a task whose questions to train on are asked and answered right.
+        skip_bad: skip lines and rows that cannot be read, like those that cannot be used.
+        task: a task whose training questions are used, with their right answers.
     """
 
     path: Path | None
@@ -76,12 +76,12 @@ def parse(text: str, encoding: str = UTF_8, skip_bad: bool = False) -> Source:
 
 
 class Listing(NamedTuple):
-    """The files of a source, and what in its folder is not read.
+    """The files of a source, and the files in its folder that are not read.
 
     Attributes:
         files: the files to read.
         for_evaluation: folders and files that are left out because they are for evaluation.
-        passed_over: how many files hold no conversations, and why; "" if there are none.
+        passed_over: how many files contain no conversations, and why; "" if there are none.
     """
 
     files: tuple[Path, ...] = ()
@@ -106,7 +106,7 @@ def listing(source: Source) -> Listing:
         if kind(path) in TEXT:
             raise DataError(
                 f"{path} holds text, not conversations.",
-                f"Text is trained on as it is: {command('data fetch', from_=path)}, then "
+                f"To train on plain text: {command('data fetch', from_=path)}, then "
                 f"{command('train')} with its name. {_FORM}",
             )
         if kind(path) not in ROWS:
@@ -117,13 +117,13 @@ def listing(source: Source) -> Listing:
     everything = found_in(path, ROWS)
     found = [file for file in everything.files if file.name != HUB_MANIFEST]
     if not found:
-        others = f" (passed over: {everything})" if everything.passed_over else ""
+        others = f" (files ignored: {everything})" if everything.passed_over else ""
         raise DataError(f"There is no {', '.join(ROWS)} in {path}{others}.", _FORM)
     splits = {file: split for file in found if (split := _split_for_evaluation(file, path))}
     if len(splits) == len(found):
         raise DataError(
-            f"All that is in {path} is for evaluation: {splits[found[0]]}, for example.",
-            "To train on that all the same, name it itself.",
+            f"Everything in {path} is meant for evaluation, such as {splits[found[0]]}.",
+            "To train on it anyway, name the file itself.",
         )
     files = tuple(file for file in found if file not in splits)
     return Listing(files, tuple(dict.fromkeys(splits.values())), str(everything))
@@ -140,7 +140,7 @@ def _split_for_evaluation(file: Path, root: Path) -> Path | None:
 
 def _source(name: str, weight: float, encoding: str, skip_bad: bool) -> Source:
     if not name:
-        raise DataError("A source of conversations has no name.", _FORM)
+        raise DataError("One of the conversation sources has an empty name.", _FORM)
     task = TaskChoice.parse(name)
     path = None if task or name == BUILTIN else expanded(name)
     return Source(path, weight, encoding, skip_bad, task)

@@ -2,8 +2,8 @@
 
 After nanochat's SpellingBee and SimpleSpelling (tasks/spellingbee.py): a model sees tokens, not
 letters, so it is shown how to take a word apart, how to count its letters one by one, and how to
-confirm the count with the calculator. The wording is our own. A line of counting is number, letter
-and the count so far without spaces, so that a letter is the same token everywhere.
+confirm the count with the calculator. The wording is our own. A line of counting consists of the
+number, the letter and the count so far, without spaces, so that a letter is always the same token.
 
 Each pair of a word and a letter is either trained on or held out, by a hash of the two.
 """

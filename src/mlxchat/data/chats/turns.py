@@ -2,10 +2,10 @@
 
 Roles are those of OpenAI, ShareGPT and nanochat, in any case. An assistant's text, its tool calls,
 their outputs and the text after them are parts of one message. A call of a tool other than Python
-is stored as if it were Python. Turns of one role in a row are joined by blank lines.
+is stored as if it were Python. Consecutive turns of one role are joined by blank lines.
 
-A message of the assistant or a part of it that is marked as not to be learnt, such as by a
-``weight`` of 0, is context only.
+An assistant's message, or a part of one, that is marked as not to be trained on, such as by a
+``weight`` of 0, only serves as context.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,12 +25,12 @@ from mlxchat.data.chats.values import (
 )
 from mlxchat.tokenizer.messages import Conversation, Message, Part, PartType, Role
 
-CUT_AT_END = "everything after the last answer cut"
-CUT_AT_START = "everything before the first question cut"
-JOINED = "turns of one role joined"
-SYSTEM_JOINED = "system texts joined"
-NOT_LEARNT = "answers not learnt, as they are marked"
-ONLY_ANSWERS = "turns of others not learnt, though they are marked"
+CUT_AT_END = "text after the last answer dropped"
+CUT_AT_START = "text before the first question dropped"
+JOINED = "consecutive turns of one role merged"
+SYSTEM_JOINED = "system messages merged"
+NOT_LEARNT = "answers marked as not to be trained on"
+ONLY_ANSWERS = "turns of other roles not trained on, although marked"
 
 # Keys that say whether a message or a part of it is learnt: OpenAI's and Mistral's, two of
 # axolotl's, ms-swift's.
@@ -97,7 +97,7 @@ def conversation_of(messages: Iterable[Message], remarks: Remarks) -> Conversati
         remarks.changes.add(CUT_AT_END)
     for number, message in enumerate(kept[leading:]):
         if message.role != ("user", "assistant")[number % 2]:
-            raise UnusableError("a system message amid the conversation")
+            raise UnusableError("a system message in the middle of the conversation")
         if fault := _fault(message):
             raise UnusableError(fault)
     return Conversation(tuple(kept))
@@ -258,7 +258,7 @@ def _answer(run: list[Message], remarks: Remarks) -> Message:
         if parts and first.type == "text":
             last = parts[-1]
             if last.type == "python":
-                raise UnusableError("a tool call that nothing follows")
+                raise UnusableError("a tool call with nothing after it")
             if last.type == "text":
                 remarks.changes.add(JOINED)
                 before = parts.pop().text if last.learned == first.learned else ""
@@ -286,7 +286,7 @@ def _nothing_to_learn(turns: list[Message]) -> str:
         return fault
     roles = {message.role for message in turns}
     if "assistant" in roles and not any(map(_is_to_learn, turns)):
-        return "every answer is marked as not to be learnt"
+        return "every answer is marked as not to be trained on"
     return "no answer" if "user" in roles else "no question"
 
 
@@ -300,4 +300,4 @@ def _fault(message: Message) -> str | None:
     following = [b for a, b in pairwise(message.parts) if a.type == "text"]
     if any(part.type == "python_output" for part in (first, *following)):
         return "a tool's output without its call"
-    return None if last.type == "text" else "a tool call that nothing follows"
+    return None if last.type == "text" else "a tool call with nothing after it"

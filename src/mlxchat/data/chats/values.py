@@ -1,7 +1,8 @@
 """Converts the values in a decoded row of conversations: texts, JSON within strings, truth values.
 
-Files differ in their types: .csv has strings only, .parquet has times, decimals and bytes, programs
-write JSON into strings. Here equal values become the same, or the row is refused with a reason.
+File formats have different types: .csv only has strings, .parquet has times, decimals and bytes,
+and programs write JSON into strings. This module converts equal values to the same object, or
+refuses the row with a reason.
 """
 
 import json
@@ -116,7 +117,7 @@ def json_of(value: object) -> str:
     try:
         written = json.dumps(value, ensure_ascii=False, allow_nan=False, default=to_jsonable_python)
     except (TypeError, ValueError) as error:
-        raise UnusableError("a tool's value that JSON does not know") from error
+        raise UnusableError("a tool's value that JSON cannot represent") from error
     return checked_text(written)
 
 

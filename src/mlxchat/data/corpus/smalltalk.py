@@ -1,4 +1,4 @@
-"""The small talk of the built-in corpus: what is said beside facts, each line with its reply."""
+"""The small talk of the built-in corpus: lines with their replies."""
 
 from mlxchat.data.corpus.world import ANIMALS, Question, capitalised, with_article
 

@@ -1,4 +1,4 @@
-"""The stories of the built-in corpus, by a grammar of plots, and short passages with questions."""
+"""The stories of the built-in corpus, generated from plots, and short passages with questions."""
 
 import re
 from collections.abc import Mapping

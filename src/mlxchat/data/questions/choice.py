@@ -35,7 +35,7 @@ class TaskChoice:
     def __post_init__(self) -> None:
         if self.calculator and self.name != "arithmetic":
             raise ConfigError(
-                f"{self.name} is not asked in two ways: the calculator is chosen for arithmetic.",
+                f"{self.name} has no variant with the calculator; only arithmetic has one.",
                 "Leave it out.",
             )
 

@@ -29,7 +29,7 @@ from mlxchat.tokenizer.messages import Message
 GSM8K_TRAIN = Path("openai--gsm8k/main/train")  # in the folder of task data
 HELD_OUT_SHARE = 0.1  # of the different questions
 _COLUMNS = Wanted(("question", "answer"), "questions")
-_ROW = 'Give rows like {"question": "How many?", "answer": "6 * 7 = 42\\n#### 42"}.'
+_ROW = 'Write rows like {"question": "How many?", "answer": "6 * 7 = 42\\n#### 42"}.'
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -86,7 +86,7 @@ def _source(name: str, paths: list[Path], seed: int) -> QuestionSource:
         raise DataError(
             f"The answer of {read[solved.index(False)][0]} has no number after {ANSWER.strip()}, "
             "as others have.",
-            "Write all answers as solutions, or none.",
+            "Write either all answers as solutions, or none of them.",
         )
     keys = [_key(question) for _, question in read]
     ranked = sorted(set(keys))

@@ -90,8 +90,8 @@ def questions_of(
         return generated_questions(TaskChoice(task, level, calculator), seed)
     if level is not None or calculator:
         raise ConfigError(
-            f"The task {task} has no levels, and is not asked in two ways.",
-            f"Leave both out, or choose a task that is generated: {', '.join(GENERATED)}.",
+            f"The task {task} has neither levels nor a variant with the calculator.",
+            f"Leave both out, or choose a generated task: {', '.join(GENERATED)}.",
         )
     if task == GSM8K:
         return gsm8k_questions(task_data, seed)

@@ -122,20 +122,20 @@ def require_readable(
     row = PROGRAMS[program]
     if row.takes_adapters and not adapted:
         raise CheckpointError(
-            f"There is no adapter on the model, and {program} is for adapters.",
-            "Export the whole model `to=transformers` or `to=mlx-lm`.",
+            f"The model has no adapter, and {program} only takes adapters.",
+            "Export the whole model with `to=transformers` or `to=mlx-lm`.",
         )
     if quantize is not None and quantize not in row.quantizations:
         raise ConfigError(
-            f"{program} has no weights of the type `quantize={quantize}`.",
-            f"Give one of {', '.join(row.quantizations)}."
+            f"{program} does not support `quantize={quantize}`.",
+            f"Use one of {', '.join(row.quantizations)}."
             if row.quantizations
-            else "Leave it out, or export `to=mlx-lm` or `to=gguf`.",
+            else "Leave it out, or export with `to=mlx-lm` or `to=gguf`.",
         )
     if quantized and row.quantized == "refused":
         raise CheckpointError(
             f"The model is quantized, which {program} cannot read.",
-            "Export the model that it was made from, or this one `to=mlx-lm` or `to=gguf`.",
+            "Export the model it was made from, or this one with `to=mlx-lm` or `to=gguf`.",
         )
     exporter(program).require_known(config, quantize)
     if folder.exists() or folder.is_symlink():
@@ -155,13 +155,15 @@ def precision(program: Program, dtype: str | None, quantized: bool) -> mx.Dtype:
     """
     if PROGRAMS[program].takes_adapters:
         if dtype is not None:
-            raise ConfigError("An adapter's matrices are written in float32.", "Leave out `dtype`.")
+            raise ConfigError(
+                "Adapter matrices are always written in float32.", "Leave out `dtype`."
+            )
         return mx.float32
     if PROGRAMS[program].quantized == "dense":
         if dtype is not None:
             raise ConfigError(
-                f"The matrices of a {program} file have types of their own.",
-                "Give one by `quantize`, such as `quantize=f16`, in place of `dtype`.",
+                f"The matrices of a {program} file have data types of their own.",
+                "Choose one with `quantize`, such as `quantize=f16`, instead of `dtype`.",
             )
         return mx.float32
     chosen: mx.Dtype = getattr(mx, dtype or ("bfloat16" if quantized else "float32"))
@@ -226,7 +228,6 @@ def write(
         except (OSError, RuntimeError) as error:  # MLX raises the latter
             raise DiskError(
                 f"{folder} could not be written: {reason_of(error)}.",
-                "Check that there is room on the disk and that you may write there, or "
-                f"{_ELSEWHERE}.",
+                f"Check the disk space and your permissions there, or {_ELSEWHERE}.",
             ) from error
     return Exported(folder, size, usage)

@@ -17,8 +17,8 @@ from mlxchat.model.size import parameters
 CARD_FILE = "README.md"
 FOLDER = "{folder}"  # in commands, stands for the model's folder, quoted as in their language
 _SPECIAL = (
-    "A message may contain the text of a special token, such as `<|user_end|>`. That program takes "
-    "it for the special token; mlxchat takes it for plain text."
+    "If a message contains the text of a special token, such as `<|user_end|>`, that program "
+    "treats it as the special token; mlxchat treats it as plain text."
 )
 
 
@@ -74,9 +74,9 @@ def _front(library: str) -> Iterator[str]:
 def _what(saved: SavedModel) -> str:
     config = saved.model.config
     kind = (
-        "It was trained on conversations, and answers."
+        "It was fine-tuned on conversations and answers messages."
         if saved.conversational
-        else "It is a base model, which continues a text; it was not trained to answer."
+        else "It is a base model: it continues text, and was not trained to answer."
     )
     return (
         f"A GPT with the architecture of [nanochat](https://github.com/karpathy/nanochat), era "
@@ -87,7 +87,7 @@ def _what(saved: SavedModel) -> str:
 def _described(config: GPTConfig) -> str:
     parts = ["rotary embeddings", "normalised queries and keys", "squared ReLU"]
     if config.traits.lambdas:
-        parts.append("learnt residual weights")
+        parts.append("learned residual weights")
     if config.traits.value_embeddings:
         parts.append("value embeddings")
     if "S" in config.window_pattern:
@@ -120,7 +120,7 @@ def _figures(saved: SavedModel, history: History) -> Iterator[str]:
         yield f"| validation | {history.bits_per_byte:.4f} bits per byte |"
     if history.core is not None:
         step, core, error, most = history.core
-        of = f"at step {step:,}, at most {counted(most, 'examples')} a task"
+        of = f"at step {step:,}, at most {counted(most, 'examples')} per task"
         yield f"| CORE | {core:.4f} ± {error:.4f} {of} |"
 
 
@@ -134,7 +134,7 @@ def _origin(history: History) -> str:
     sentences = [f"Written by mlxchat {__version__}."]
     if imported := history.origin:
         what = f"step {imported.step} of a run" if imported.step else "a model"
-        sentences.append(f"It was imported: {what} of {imported.program}.")
+        sentences.append(f"It was imported from {imported.program}: {what}.")
     for training in history.trainings:
         start = f", which started from `{training.began_with}`" if training.began_with else ""
         sentences.append(
@@ -146,8 +146,8 @@ def _origin(history: History) -> str:
 
 def _licence(history: History) -> str:
     sentences = [
-        "To publish this model, choose a licence for it; the licences of its training data may "
-        "limit the choice."
+        "Before you publish this model, choose a licence for it. The licences of its training "
+        "data may limit your choice."
     ]
     data = dict.fromkeys(each for training in history.trainings for each in training.data)
     if data:

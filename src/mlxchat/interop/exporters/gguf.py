@@ -53,15 +53,15 @@ def require_known(config: GPTConfig, quantize: str | None) -> None:
     """
     if config.era != "classic":
         raise CheckpointError(
-            "llama.cpp computes nanochat's classic network only; this model is of the era "
-            f"{config.era!r}, whose learnt residual weights and value embeddings no architecture "
-            "there has.",
-            "Export it `to=mlx-lm`.",
+            "llama.cpp only supports nanochat's classic network. This model is of the era "
+            f"{config.era!r}, and no architecture in llama.cpp has its learned residual weights "
+            "and value embeddings.",
+            "Export it with `to=mlx-lm`.",
         )
     if packs_blocks(_type_of(quantize)) and config.n_embd % BLOCK:
         raise CheckpointError(
-            f"{quantize} packs {BLOCK} weights of a row together; this model is {config.n_embd} "
-            "wide.",
+            f"{quantize} packs {BLOCK} weights of a row together, which does not divide this "
+            f"model's width, {config.n_embd}.",
             "Export it with `quantize=f16`.",
         )
 
@@ -103,7 +103,7 @@ def usage(job: ExportJob) -> Usage:
         llama,
         "# Ollama",
         f"ollama create {name} -f {FOLDER}/{MODELFILE} && ollama run {name}",
-        "# LM Studio, where it is then among the models",
+        "# LM Studio, which then lists it among its models",
         f"lms import --copy {path}",
     )
     return Usage("bash", commands, "\n".join(f"- {line}" for line in _remarks(job)))
@@ -128,31 +128,33 @@ def _sampling(job: ExportJob) -> Sampling:
 
 
 def _temperatures(job: ExportJob) -> NearestTemperatures:
-    assert job.temperatures is not None, "the format has no soft cap"
+    assert job.temperatures is not None, "the format does not support a soft cap"
     return job.temperatures
 
 
 def _remarks(job: ExportJob) -> Iterator[str]:
     nearest = _temperatures(job)
     yield (
-        "The soft cap of the logits is left out. The likeliest token stays the same, and "
-        "probabilities are sharper. A temperature without the cap that comes nearest to mlxchat's "
-        f"{USUAL:g} is {nearest.usual:.2f}, to its 1 {nearest.one:.2f} (measured at "
-        f"{nearest.positions:,} positions of {nearest.text}). The first is the default in the file "
-        "and in the Modelfile."
+        "The soft cap of the logits is left out. The most likely token stays the same, but the "
+        f"probabilities are sharper. The temperature that comes closest to mlxchat's {USUAL:g} "
+        f"without the cap is {nearest.usual:.2f}, and {nearest.one:.2f} to mlxchat's 1 (measured "
+        f"at {nearest.positions:,} positions of {nearest.text}). The former is the default in the "
+        "file and in the Modelfile."
     )
     if _SPLIT_ALIKE not in job.saved.tokenizer.pattern:
         yield (
-            "Numbers of three and more digits in a prompt become other tokens than those that the "
-            "model was trained on, because no program here splits them as its tokenizer does. All "
-            "other text becomes the same tokens."
+            "Numbers of three or more digits in a prompt become different tokens than in "
+            "training, because none of these programs splits them as the model's tokenizer does. "
+            "All other text becomes the same tokens."
         )
-    yield "Only classic models can be written so: no architecture of llama.cpp has a modern one's."
+    yield (
+        "Only classic models can be exported: no architecture in llama.cpp matches the modern one."
+    )
     if job.saved.conversational:
-        yield "Calculations that the model writes are not run there, as they are by mlxchat."
+        yield "Unlike mlxchat, these programs do not run the calculations that the model writes."
     kind = _type_of(job.quantize)
     if packs_blocks(kind) and kind != "q8_0":
-        yield f"The matrices are {kind.upper()}, but the head is Q8_0."
+        yield f"The matrices are {kind.upper()}, except for the head, which is Q8_0."
 
 
 # ==== Keys ====
@@ -289,6 +291,6 @@ def _same(found: Any, value: Any) -> bool:
 
 def _differs(path: Path, what: str) -> DiskError:
     return DiskError(
-        f"{path.name} was read back with other values than were written: {what}.",
-        "Export it again; if that happens again, check the disk, or export it with `quantize=f32`.",
+        f"{path.name} read back with different values than were written: {what}.",
+        "Export it again. If this happens again, check the disk, or export with `quantize=f32`.",
     )

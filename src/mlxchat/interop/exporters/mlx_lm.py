@@ -51,11 +51,11 @@ def usage(job: ExportJob) -> Usage:
     remark = ""
     if foreign:
         remark = (
-            f"mlx-lm knows nanochat's network of October 2025 only; `{MODULE}` in this directory "
-            "has this model's network. `--trust-remote-code` lets mlx-lm run it."
+            f"mlx-lm itself only has nanochat's network of October 2025, so `{MODULE}` in this "
+            "directory provides this model's network. `--trust-remote-code` lets mlx-lm run it."
         )
     elif not job.saved.conversational:
-        remark = f"It continues a text, which must begin with `{BOS}`."
+        remark = f"It continues text, which must begin with `{BOS}`."
     return Usage("bash", tuple(commands), remark)
 
 

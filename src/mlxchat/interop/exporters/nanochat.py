@@ -33,8 +33,9 @@ def require_known(config: GPTConfig, quantize: str | None) -> None:
     """
     if (config.era, config.softcap) not in COMMITS:
         raise CheckpointError(
-            f"No nanochat of the era {config.era!r} has a softcap of {config.softcap:g}.",
-            "Export it `to=mlx-lm`.",
+            f"No version of nanochat of the era {config.era!r} has a softcap of "
+            f"{config.softcap:g}.",
+            "Export it with `to=mlx-lm`.",
         )
 
 
@@ -88,5 +89,5 @@ def usage(job: ExportJob) -> Usage:
             f"git checkout {commit}",
             f"NANOCHAT_BASE_DIR={FOLDER} python -m scripts.{command}",
         ),
-        f"nanochat loads it at commit {commit}; at others its network may differ.",
+        f"nanochat can load it at commit {commit}; at other commits its network may differ.",
     )

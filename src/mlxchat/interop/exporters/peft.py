@@ -64,12 +64,12 @@ def usage(job: ExportJob) -> Usage:
     )
     assert saved.base is not None
     export = command("export", to="transformers", model_tag=saved.base.run, step=saved.base.step)
-    remark = f"The model that it is on comes from: `{export}`"
+    remark = f"To export its base model: `{export}`"
     if formats_of(saved.model):
         remark = (
-            f"The model that it is on, {saved.base.run}, is quantized, which transformers cannot "
-            f"read: export the model that it was made from to the folder {base}. With its more "
-            "exact weights the adapter computes nearly the same."
+            f"Its base model, {saved.base.run}, is quantized, which transformers cannot read. "
+            f"Export the model it was made from to the folder {base}. With those more precise "
+            "weights, the adapter gives nearly the same results."
         )
     return Usage("python", lines, remark)
 

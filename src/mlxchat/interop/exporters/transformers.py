@@ -39,9 +39,9 @@ def require_known(config: GPTConfig, quantize: str | None) -> None:
     """
     if config.era != "classic":
         raise CheckpointError(
-            "transformers knows nanochat's classic network only; this model is of the era "
+            "transformers only supports nanochat's classic network, and this model is of the era "
             f"{config.era!r}.",
-            "Export it `to=mlx-lm` or `to=nanochat`.",
+            "Export it with `to=mlx-lm` or `to=nanochat`.",
         )
 
 

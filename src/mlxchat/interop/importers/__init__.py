@@ -42,10 +42,15 @@ def open_model(
         ConfigError: ``step`` is given for a directory without steps.
     """
     if not (path.is_dir() or path.is_file()):
-        raise NotFound(f"There is no directory or file {path}.", "Give that of a model.")
+        raise NotFound(
+            f"There is no directory or file {path}.", "Name a model's directory or file."
+        )
     if (path / layout.CONFIG).exists():
         if step is not None:
-            raise ConfigError(f"{path} has no steps to choose from.", "Leave out `step`.")
+            raise ConfigError(
+                f"{path} contains only one checkpoint, so there is no step to choose.",
+                "Leave out `step`.",
+            )
         return hugging_face.open_hugging_face(path, tokenizer, softcap, conversational)
     return nanochat.open_nanochat(path, step, tokenizer, softcap, conversational)
 
@@ -77,7 +82,7 @@ def import_run(
     with store.locked(run):
         if store.require_steps(run):
             raise CheckpointError(
-                f"There is a model in {run} already.", "Choose another name with `model_tag`."
+                f"There is already a model in {run}.", "Choose another name with `model_tag`."
             )
         return _import_into(run, foreign, with_optimizer, report)
 

@@ -66,16 +66,20 @@ def concerns_adapter(path: Path, onto: object, force: bool, **of_models: object)
     """
     found = (path / ADAPTER_CONFIG).is_file()
     if not found and onto is not None:
-        raise ConfigError(f"There is no adapter in {path}.", "Leave out `onto` for a whole model.")
+        raise ConfigError(
+            f"There is no adapter in {path}.", "To import a whole model, leave out `onto`."
+        )
     if not found and force:
-        raise ConfigError("`force` is for adapters.", "Leave it out.")
+        raise ConfigError("`force` only applies to adapters.", "Leave it out.")
     if found and onto is None:
         raise ConfigError(
-            f"{path} holds an adapter.", "Name the model to put it on: `onto=RUN`, such as d12."
+            f"{path} contains an adapter.", "Name its base model: `onto=RUN`, such as d12."
         )
     given = [name for name, value in of_models.items() if value is not None]
     if found and given:
-        raise ConfigError(f"`{given[0]}` is for whole models, not for adapters.", "Leave it out.")
+        raise ConfigError(
+            f"`{given[0]}` only applies to whole models, not to adapters.", "Leave it out."
+        )
     return found
 
 
@@ -111,7 +115,10 @@ def open_adapter(
     name = path.resolve().name
     notes = () if is_adapter(path) else _named_base(settings)
     if copied := copies_of_weights(tensors):
-        notes += (f"{one_line(copied[0], 99)} in it is not used: the model's own weights are.",)
+        notes += (
+            f"{one_line(copied[0], 99)} in it is ignored, since the base model's own "
+            "weights are used.",
+        )
     return ForeignAdapter(path, program, name, adapter, onto, base, conversational, notes)
 
 
@@ -135,7 +142,7 @@ def import_adapter(run: Path, foreign: ForeignAdapter) -> Path:
     with store.locked(run):
         if store.require_steps(run):
             raise CheckpointError(
-                f"There is a model in {run} already.", "Choose another name with `model_tag`."
+                f"There is already a model in {run}.", "Choose another name with `model_tag`."
             )
         return store.save(run, 0, write)
 
@@ -145,7 +152,10 @@ def _named_base(settings: Mapping[str, Any]) -> tuple[str, ...]:
     named = settings.get("base_model_name_or_path") or settings.get("model")
     if not isinstance(named, str):
         return ()
-    return (f"It says that it was trained on {one_line(named, 99)}, which cannot be verified.",)
+    return (
+        f"According to its settings it was trained on {one_line(named, 99)}, which "
+        "cannot be verified.",
+    )
 
 
 def _weights(path: Path, name: str) -> Path:
@@ -153,8 +163,8 @@ def _weights(path: Path, name: str) -> Path:
         return path / name
     if (path / _PICKLED).exists():
         raise CheckpointError(
-            f"{path / _PICKLED} is a pickle, which could run code.",
-            f"Save the adapter again with PEFT, which writes {PEFT_FILE} now.",
+            f"{path / _PICKLED} is a pickle file, which could run code.",
+            f"Save the adapter again with a current version of PEFT, which writes {PEFT_FILE}.",
         )
     raise missing_file(path / name)
 
@@ -163,8 +173,8 @@ def _require_same_weights(path: Path, base: BaseRecord) -> None:
     record = read_base_record(path)
     if record.weights != base.weights:
         raise CheckpointError(
-            f"{path} is an adapter of {record.run}, step {record.step:,}; the weights of "
-            f"{base.run}, step {base.step:,}, are others.",
-            "Name the model that it was trained on; `force` puts it on another all the same, on "
-            "which it does nothing sensible.",
+            f"{path} is an adapter of {record.run}, step {record.step:,}, whose weights differ "
+            f"from those of {base.run}, step {base.step:,}.",
+            "Name the model that it was trained on. `force` accepts another one, but the result "
+            "will not be sensible.",
         )

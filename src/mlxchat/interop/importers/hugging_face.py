@@ -75,8 +75,8 @@ def open_hugging_face(
     if any(fields.get(name) is not None for name in (QUANTIZATION, "quantization_config")):
         raise CheckpointError(
             f"The model in {folder} is quantized.",
-            f"Talk to it as it is: {command('chat', checkpoint=folder)}; or import the "
-            "model that it was made of.",
+            f"Talk to it as it is: {command('chat', checkpoint=folder)}. Or import the model it "
+            "was made from.",
         )
     if fields.get(SOFTCAP_FIELD, 0.0) is None:
         raise _not_nanochats(path, SOFTCAP_FIELD, None)
@@ -99,7 +99,7 @@ def open_hugging_face(
         ours.softcap if softcap is None else softcap,
     )
     if config.era != ours.era:
-        raise damaged(path, f"it says {ours.era}, the tensors are of {config.era}")
+        raise damaged(path, f"it says {ours.era}, but the tensors are those of {config.era}")
     require_vocabulary(folder, found, config.vocab_size)
     if conversational is None:
         conversational = layout.has_chat_template(folder)
@@ -138,9 +138,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in model_files(folder):
         if not file.is_file():
-            raise CheckpointError(
-                f"{file} is missing.", "Copy the model again from where it was made."
-            )
+            raise CheckpointError(f"{file} is missing.", "Copy the model again from the original.")
         for name, array in open_arrays(file).items():
             if name in tensors:
                 raise damaged(file, f"{name} is in another file too")
@@ -192,5 +190,5 @@ def _require_nanochat(path: Path, fields: dict[str, Any], ours: GPTConfig) -> No
 def _not_nanochats(path: Path, name: str, value: object) -> CheckpointError:
     return CheckpointError(
         f"{path}: {name} is {value!a:.99}, which is not nanochat's.",
-        "Give a model of nanochat's main branch.",
+        "Use a model from nanochat's main branch.",
     )

@@ -35,7 +35,7 @@ _WRAPPERS = {  # modules of torch around others: compiled, on several GPUs, reco
 _ROTARY_TABLES = {"inv_freq", "original_inv_freq"}  # of transformers; computed here
 FLOATS = (mx.float32, mx.bfloat16, mx.float16)  # float32 holds all of their values
 
-_ANOTHER = "Give a model of nanochat's main branch, all of its tensors and no others."
+_ANOTHER = "Use a model from nanochat's main branch, with exactly its tensors."
 
 
 class Tensor(Protocol):
@@ -99,7 +99,7 @@ def plain_tensors(path: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]
             continue
         plain = ".".join(parts)
         if plain in tensors:
-            raise damaged(path, f"{plain!a:.99} is there twice")
+            raise damaged(path, f"{plain!a:.99} appears twice")
         tensors[plain] = tensor
     return tensors
 
@@ -162,7 +162,7 @@ def configure(
     if softcap is not None and not 0 < softcap <= LARGEST_SOFTCAP:
         raise ConfigError(
             f"`softcap={softcap:g}` cannot bound the logits.",
-            f"Give a number above 0, up to {LARGEST_SOFTCAP:g}.",
+            f"Use a number above 0 and up to {LARGEST_SOFTCAP:g}.",
         )
     for name in tensors:
         if len(name) > LONGEST_TENSOR_NAME or not name.isprintable():
@@ -200,9 +200,9 @@ def require_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> Non
     """
     if tokenizer.vocab_size != vocab_size:
         raise CheckpointError(
-            f"The tokenizer has {tokenizer.vocab_size:,} tokens, the model in {path} "
+            f"The tokenizer has {tokenizer.vocab_size:,} tokens, but the model in {path} has "
             f"{vocab_size:,}.",
-            "Name the one that it was trained with: `tokenizer=FILE`",
+            "Name the tokenizer it was trained with: `tokenizer=FILE`",
         )
 
 

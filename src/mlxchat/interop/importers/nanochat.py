@@ -39,8 +39,8 @@ def open_nanochat(
     meta_path = file.with_name(nanochat_files.meta_file(number))
     if not meta_path.exists():
         raise CheckpointError(
-            f"{meta_path} is missing, which says how many heads the model in {file.name} has.",
-            "Copy it from where the model was trained.",
+            f"{meta_path} is missing, which gives the number of heads of the model in {file.name}.",
+            "Copy it from the machine where the model was trained.",
         )
     meta = read_json(meta_path)
     tensors = _torch(file) if file.suffix == ".pt" else _numpy(file)
@@ -54,14 +54,14 @@ def open_nanochat(
         conversational = stage in nanochat_files.CONVERSATIONAL
         if not conversational and stage != nanochat_files.BASE:
             notes.append(
-                f"{folder} does not say whether the model was trained on conversations. It is "
-                "taken for a base model; `conversational` imports it as a chat model."
+                f"It is unclear from {folder} whether the model was trained on conversations. It "
+                "is imported as a base model; `conversational` imports it as a chat model."
             )
     if softcap is None and len(config.traits.softcaps) > 1:
         caps = " or ".join(f"{cap:g}" for cap in config.traits.softcaps)
         notes.append(
-            f"The file does not say whether its logits are capped at {caps}. {config.softcap:g} is "
-            "assumed; `softcap` sets another. The right one gives fewer bits per byte."
+            f"The file does not say whether the logits are capped at {caps}. {config.softcap:g} "
+            "is assumed; `softcap` sets another value. The right value gives fewer bits per byte."
         )
     return Foreign(
         path=file,
@@ -83,7 +83,7 @@ def _file(path: Path, step: int | None) -> tuple[Path, int]:
     if not found:
         raise NotFound(
             f"There is no model in {path}.",
-            "Give a directory with model_NNNNNN.pt and meta_NNNNNN.json, as nanochat's "
+            "Name a directory with model_NNNNNN.pt and meta_NNNNNN.json, such as nanochat's "
             "base_checkpoints/d20, or one with config.json and model.safetensors.",
         )
     number = max(found) if step is None else step
@@ -114,7 +114,7 @@ def _only_run(path: Path) -> Path:
     runs = [folder for folder in folders if folder.is_dir() and _steps(folder)]
     if len(runs) > 1:
         listed = ", ".join(str(run.relative_to(path)) for run in runs[:9])
-        raise NotFound(f"There are several models in {path}: {listed}.", "Give one of them.")
+        raise NotFound(f"There are several models in {path}: {listed}.", "Name one of them.")
     return runs[0] if runs else path
 
 
@@ -131,8 +131,8 @@ def _fields(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
     ]:
         listed = ", ".join(map(ascii, unknown))
         raise CheckpointError(
-            f"{path} has settings of no nanochat that is known: {listed:.200}.",
-            "Give a model of nanochat's main branch.",
+            f"{path} has settings that no known version of nanochat uses: {listed:.200}.",
+            "Use a model from nanochat's main branch.",
         )
     return fields
 

@@ -64,15 +64,16 @@ def find_optimizer(model: Path, step: int, config: GPTConfig) -> Path:
     """
     if config.era not in _READERS:
         raise CheckpointError(
-            f"The optimizer of nanochat's era {config.era!r} is neither the first nor the last.",
+            "Optimizer state can only be imported from nanochat's first and last eras, not from "
+            f"{config.era!r}.",
             _WITHOUT,
         )
     ranks = sorted(model.parent.glob(f"optim_{step:06d}_rank*.pt"))
     whole = model.parent / f"optim_{step:06d}.pt"
     if len(ranks) > 1:
-        raise _not_whole(ranks[0], f"there are {len(ranks)} such files, of as many GPUs")
+        raise _not_whole(ranks[0], f"there are {len(ranks)} such files, one for each GPU")
     if not ranks and not whole.exists():
-        raise NotFound(f"There is no state of an optimizer beside {model}.", _WITHOUT)
+        raise NotFound(f"There is no optimizer state next to {model}.", _WITHOUT)
     return ranks[0] if ranks else whole
 
 
@@ -94,7 +95,7 @@ def read_foreign_optimizer(path: Path, config: GPTConfig, expected: Shapes) -> d
     for name in expected.keys() - {"step"}:
         tensor = found.get(name)
         if tensor is None or tensor.shape != expected[name] or tensor.dtype not in FLOATS:
-            raise _not_whole(path, f"that of {name} is not there or not of {expected[name]}")
+            raise _not_whole(path, f"the state of {name} is missing or not of {expected[name]}")
     arrays = {"step": mx.array(state["step"])}
     for name, tensor in found.items():
         arrays[name] = mx.contiguous(tensor.read().astype(mx.float32))
@@ -128,7 +129,9 @@ def _classic(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, An
         buffers = [_of(path, muon, key, "momentum_buffer") for key in _keys(path, group)]
         names = by_size.pop(prod(buffers[0].shape), [])
         if len(names) != len(buffers):
-            raise _not_whole(path, f"Muon's has {len(buffers)} matrices in place of {len(names)}")
+            raise _not_whole(
+                path, f"Muon's state has {len(buffers)} matrices instead of {len(names)}"
+            )
         yield from ((f"muon.{name}", buffer) for name, buffer in zip(names, buffers, strict=True))
 
 
@@ -162,7 +165,9 @@ def _modern(path: Path, value: Any, matrices: Shapes) -> Iterator[tuple[str, Any
         for ours, theirs in (("muon", "momentum_buffer"), ("normuon", "second_momentum_buffer")):
             stack = _of(path, state, key, theirs)
             if stack.shape[:1] != (len(held),) or len(stack.shape) != 3:
-                raise _not_whole(path, f"Muon's of {shape} has not {len(held)} matrices")
+                raise _not_whole(
+                    path, f"Muon's state for {shape} does not have {len(held)} matrices"
+                )
             for index, name in enumerate(held):
                 yield f"{ours}.{name}", _Row(stack, index, read_stack)
 
@@ -175,7 +180,7 @@ def _adamw(path: Path, state: Mapping[Any, Any], names: list[str]) -> Iterator[t
         yield f"adamw.{name}.v", _of(path, state, key, "exp_avg_sq")
         steps.add(_number(path, state[key].get("step")))
     if len(steps) != 1:
-        raise damaged(path, "AdamW has done several numbers of steps")
+        raise damaged(path, "AdamW's parameters have different step counts")
     yield "step", steps.pop()
 
 
@@ -183,7 +188,7 @@ def _number(path: Path, value: Any) -> float:
     if isinstance(value, TorchTensor) and prod(value.shape) == 1:
         value = value.read().item()
     if not isinstance(value, int | float):
-        raise damaged(path, "AdamW does not say how many steps it has done")
+        raise damaged(path, "AdamW's state has no step count")
     return float(value)
 
 
@@ -204,8 +209,8 @@ def _keys(path: Path, group: Any) -> list[int]:
 
 def _not_whole(path: Path, reason: str) -> MlxchatError:
     return CheckpointError(
-        f"{path.name} does not hold the whole optimizer of that model: {reason}.",
-        f"Only a run on one GPU saves it whole. {_WITHOUT}",
+        f"{path.name} does not contain that model's complete optimizer state: {reason}.",
+        f"Only a run on a single GPU saves it completely. {_WITHOUT}",
     )
 
 

@@ -189,7 +189,7 @@ async function* stream(path, body, signal) {
     if (choice?.finish_reason) yield { reason: choice.finish_reason };
     ended ||= Boolean(choice?.finish_reason);
   }
-  if (!ended) throw new ServerError({ message: "The answer broke off." });
+  if (!ended) throw new ServerError({ message: "The answer was interrupted." });
 }
 
 /** Return the sampling settings as the server takes them. */
@@ -214,14 +214,14 @@ async function connect() {
   else retry = setTimeout(connect, RETRY_MS);
 }
 
-/** Return the model that the settings name, or the server's first, or what keeps it from saying so. */
+/** Return the model that the settings name, or the server's first, or the problem that prevents it. */
 async function lookForModel() {
   try {
     const { data } = await (await request("/v1/models")).json();
     names = data.map(({ id }) => id);
     return { found: data.find(({ id }) => id === settings.model) ?? data[0], problem: "" };
   } catch (error) {
-    if (!(error instanceof ServerError)) return { problem: "The server does not answer. Is it running?" };
+    if (!(error instanceof ServerError)) return { problem: "The server does not respond. Is it running?" };
     return { problem: error.status === 401 ? `${error.message} Enter it in the settings.` : error.message };
   }
 }
@@ -251,7 +251,7 @@ function say(problem) {
 /** Return what to say of a failed request, and look for the server: it may have another model now. */
 function failed(error) {
   connect();
-  return error instanceof ServerError ? error.message : "The connection broke off.";
+  return error instanceof ServerError ? error.message : "The connection was lost.";
 }
 
 // ==== Simple Markdown, as elements ====
@@ -471,7 +471,7 @@ function put(text) {
 
 let editing = null; // {place, draft}: which message is written anew; what the input held before
 
-/** Put a message of one's own back into the input. It and what followed stay until the new one is sent. */
+/** Put one of the user's messages back into the input. It and everything after it stay until the new one is sent. */
 function edit(place) {
   halt();
   editing = { place, draft: editing?.draft ?? $("input").value };
@@ -500,7 +500,7 @@ function cancelEdit() {
 
 function regenerate(place) {
   const last = place + 1 === current.messages.length;
-  if (!last && !confirm("Another answer replaces all that followed, too. Go on?")) return;
+  if (!last && !confirm("A new answer also replaces everything after it. Continue?")) return;
   halt();
   leaveEdit();
   const old = current.messages.splice(place);
