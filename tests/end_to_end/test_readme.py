@@ -8,9 +8,9 @@ Every line of its blocks is given to a shell as it stands, except that
 - ``data fetch`` asks a hub on this machine, whose shards are small;
 - `NOT_RUN` says which lines are left out, and why.
 
-A run ``d12`` (a copy of quickstart's), ``chats.jsonl``, ``~/novels`` and a checkpoint of nanochat's
-are there, because the README takes them for the reader's. Python in the README runs in
-tests/test_docs.py, where the options of all commands are checked, too.
+``chats.jsonl``, ``~/novels`` and a checkpoint of nanochat's are there, because the README takes
+them for the reader's. Python in the README runs in tests/test_docs.py, and the options of all
+commands are checked in tests/test_docs_commands.py.
 """
 
 import re
@@ -22,12 +22,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from support.command_lines import FENCED, SHELL
 from support.places import REPOSITORY
 from support.readme_shell import hub, prepare
 
 pytestmark = pytest.mark.slow
 
-BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = (
     "--depth 1 --vocab-size 400 --max-seq-len 128 --device-batch-size 2 --total-batch-size 256 "
     "--num-iterations 3 --eval-tokens 256 --sample-every 0"
@@ -35,7 +35,7 @@ SMALL = (
 SHORTER = (  # each replaces what is to its left in a line
     (r"^(mlxchat train )(--budget \w+)$", rf"\1\2 --dry-run && \1{SMALL}"),
     (r"^(mlxchat train --dataset novels )--budget \w+", rf"\1{SMALL}"),
-    (r"^(mlxchat train --depth 12.*)$", r"\1 --model-tag planned --dry-run"),  # d12 is taken
+    (r"^(mlxchat train --depth 12.*)$", r"\1 --dry-run"),
     (r"--num-iterations \d\d+", "--num-iterations 2"),
     (r"^(mlxchat rl .*)$", r"\1 --eval-every 0"),
     (r"^(mlxchat sft --data chats.jsonl.*)$", r"\1 --num-iterations 3"),
@@ -50,7 +50,8 @@ SECONDS = 900  # for one command, on a machine that has much else to do
 
 def lines() -> list[str]:
     text = (REPOSITORY / "README.md").read_text("utf-8")
-    return [line for block in BLOCK.findall(text) for line in block.splitlines() if line]
+    blocks = [block for language, block in FENCED.findall(text) if language in SHELL]
+    return [line for block in blocks for line in block.splitlines() if line]
 
 
 def shorter(line: str) -> str:
@@ -62,8 +63,8 @@ def shorter(line: str) -> str:
 def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     environment = prepare(tmp_path)
 
-    def run(line: str) -> str:
-        """What a line prints; the test fails if the line does."""
+    def run(line: str) -> None:
+        """Give a line to a shell; the test fails if the line does."""
         begun = time.monotonic()
         done = subprocess.run(
             line, shell=True, cwd=tmp_path, env=environment, input=ASKED, text=True,
@@ -71,7 +72,6 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         )  # fmt: skip
         print(f"{time.monotonic() - begun:5.1f} s  {line}")
         assert done.returncode == 0, f"{line}\n{done.stdout}"
-        return done.stdout
 
     with hub(tmp_path / "hub") as endpoint:
         environment["HF_ENDPOINT"] = endpoint
@@ -82,9 +82,6 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
                 answers_until_interrupted(environment, tmp_path)
                 continue
             run(shorter(line))
-            if "quickstart" in line and not (tmp_path / "d12").exists():
-                run("mlxchat runs copy quickstart d12")
-                (tmp_path / "d12").touch()
 
 
 def answers_until_interrupted(environment: dict[str, str], folder: Path) -> None:
