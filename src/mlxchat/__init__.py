@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from mlxchat.tokenizer.messages import Conversation, Message
     from mlxchat.trained import Loss, Model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "GPT",

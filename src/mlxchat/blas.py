@@ -91,7 +91,7 @@ def _load_openblas() -> None:
     except (OSError, PackageNotFoundError) as error:
         warnings.warn(
             f"OpenBLAS is not available ({error}): training will be 10 to 30 times slower. "
-            'Install it with the extra cpu, pip install -e ".[cpu]", or, on a processor without '
+            'Install it with the extra cpu, pip install "mlxchat[cpu]", or, on a processor without '
             "AVX-512, through your system, as in apt install libopenblas0",
             RuntimeWarning,
             stacklevel=3,

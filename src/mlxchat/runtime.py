@@ -27,7 +27,7 @@ try:
 except ImportError as error:
     raise BackendError(
         f"MLX has no backend on this machine ({error}).",
-        'Install the extra cpu (any machine) or cuda (NVIDIA GPUs): pip install -e ".[cpu]"',
+        'Install the extra cpu (any machine) or cuda (NVIDIA GPUs): pip install "mlxchat[cpu]"',
     ) from error
 
 GIB = 1024**3

@@ -193,7 +193,7 @@ def test_without_openblas_there_is_one_line_of_warning() -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     (line,) = result.stderr.splitlines()
     assert line.startswith("Warning: OpenBLAS is not available (")
-    assert 'pip install -e ".[cpu]"' in line
+    assert 'pip install "mlxchat[cpu]"' in line
     json.loads(result.stdout)
 
 

@@ -38,8 +38,11 @@ def test_it_serves_until_it_is_asked_to_end(
             assert process.stdout and process.stderr
             announced = process.stdout.readline()
             assert announced.startswith("Serving quickstart-sft/step_000002, called quickstart-sft")
-            assert process.stdout.readline() == "Press Ctrl-C to stop the server.\n"
             [url] = re.findall(r"base_url (http://127\.0\.0\.1:\d+/v1)\n", announced)
+            page = url.removesuffix("v1")
+            assert process.stdout.readline() == f"A page to talk to it: {page}\n"
+            assert process.stdout.readline() == "Press Ctrl-C to stop the server.\n"
+            assert httpx.get(page, timeout=60).text.startswith("<!doctype html>")
             alone = answer(url)
             texts: list[str] = []
             asking = threading.Thread(target=lambda: texts.append(answer(url, seed=0, n=2)))
@@ -72,6 +75,7 @@ def test_adapters_are_models_of_their_own(home: Path, tmp_path: Path) -> None:
             assert process.stdout
             announced = process.stdout.readline()
             assert announced.startswith("Serving quickstart/step_000004, called quickstart.")
+            assert process.stdout.readline().startswith("A page to talk to it: http://127.0.0.1:")
             assert "It is a base model" in process.stdout.readline()
             names = ["quickstart", "quickstart-style", "pirate"]
             assert process.stdout.readline().rstrip().endswith(f"{names[1]}, {names[2]}.")

@@ -152,7 +152,7 @@ def test_a_missing_library_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(trackers.TRACKER_LIBRARIES, "wandb", "no_such_library")
     with pytest.raises(ConfigError) as caught:
         require_tracker("wandb")
-    assert caught.value.remedy == 'Install the extra wandb: pip install -e ".[wandb]"'
+    assert caught.value.remedy == 'Install the extra wandb: pip install "mlxchat[wandb]"'
     require_tracker(None)
 
 

@@ -153,6 +153,11 @@ def test_a_model_card_knows_the_stage_and_its_held_out_questions_can_be_read(
     assert len(solved) == 3
 
 
+def test_the_data_in_words_name_the_licence_of_gsm8k(tmp_path: Path) -> None:
+    [data] = Reinforcement(RlConfig(source="base", task="gsm8k"), Home(tmp_path)).data_in_words()
+    assert data.endswith("gsm8k (https://huggingface.co/datasets/openai/gsm8k; MIT)")
+
+
 def test_a_changed_reward_is_not_resumed(tmp_path: Path) -> None:
     config = rl_config(tmp_path)
     rl_run(tmp_path / "home", config, stop_at=2)

@@ -211,8 +211,8 @@ def runs_export_command(
     """Write a run's log as a CSV file, or as event files that TensorBoard reads.
 
     A CSV file has a line for each step: loss, learning rate, gradient norm, seconds,
-    memory, bits per byte, pass@1. TensorBoard needs an extra: pip install -e
-    ".[tensorboard]". Progress goes to standard error.
+    memory, bits per byte, pass@1. TensorBoard needs an extra: pip install
+    "mlxchat[tensorboard]". Progress goes to standard error.
     """
     from mlxchat.report.export import export_log
 

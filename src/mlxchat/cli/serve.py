@@ -193,6 +193,7 @@ def _announce(
 ) -> None:
     first, *others = models
     say(f"Serving {described}, called {first.name}. For OpenAI's clients: base_url {server.url}")
+    say(f"A page to talk to it: {server.page_url}")
     if not first.conversational:
         say("It is a base model: it continues text (/v1/completions) and does not answer.")
     if others:

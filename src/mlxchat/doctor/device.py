@@ -78,8 +78,8 @@ DEVICE_CHECKS = (
         measures="The device that MLX computes on, and its memory.",
         limit=f"the GPU, if there is one, with at least {LEAST_GPU_MEMORY // _GIB} GiB",
         remedy=(
-            'With an NVIDIA GPU, install its backend: pip install -e ".[cuda]". On a Mac, log in '
-            "on its screen or over SSH: programs outside a login session may see no GPU."
+            'With an NVIDIA GPU, install its backend: pip install "mlxchat[cuda]". On a Mac, log '
+            "in on its screen or over SSH: programs outside a login session may see no GPU."
         ),
         commands=COMPUTING,
         examine=_gpu,

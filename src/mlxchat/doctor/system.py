@@ -251,7 +251,7 @@ SYSTEM_CHECKS = (
         measures="The library that MLX uses to multiply matrices on Linux CPUs.",
         limit="OpenBLAS",
         remedy=(
-            'Install it: pip install -e ".[cpu]", or, on a processor without AVX-512, through '
+            'Install it: pip install "mlxchat[cpu]", or, on a processor without AVX-512, through '
             "your system, as in apt install libopenblas0."
         ),
         commands=COMPUTING,

@@ -32,7 +32,7 @@ try:
 except ImportError as error:
     raise BackendError(
         f"The server's libraries are not installed ({error}).",
-        'Install the extra serve: pip install -e ".[serve]"',
+        'Install the extra serve: pip install "mlxchat[serve]"',
     ) from error
 
 __all__ = [  # import them from here
@@ -123,6 +123,11 @@ class Server:
         """The address for clients of OpenAI's API (``base_url``), on this machine."""
         host = "localhost" if self._host in EVERYWHERE else self._host
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/v1"
+
+    @property
+    def page_url(self) -> str:
+        """The address of the page to talk to the model, on this machine."""
+        return self.url.removesuffix("v1")
 
     @property
     def running(self) -> bool:

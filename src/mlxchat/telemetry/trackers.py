@@ -64,7 +64,7 @@ def require_tracker(name: TrackerName | None, setting: str = "track") -> None:
         raise ConfigError(
             f"The library {TRACKER_LIBRARIES[name]}, which `{setting}={name}` needs, is not "
             "installed.",
-            f'Install the extra {name}: pip install -e ".[{name}]"',
+            f'Install the extra {name}: pip install "mlxchat[{name}]"',
         )
 
 

@@ -20,7 +20,7 @@ from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.data.questions.choice import GENERATED, TaskChoice
 from mlxchat.data.questions.levels import FoundLevel, find_level
 from mlxchat.data.questions.question import QuestionSource, TaskQuestion
-from mlxchat.data.questions.tasks import questions_of
+from mlxchat.data.questions.tasks import GSM8K, GSM8K_SOURCE, questions_of
 from mlxchat.engine.rollout import answer_keys
 from mlxchat.errors import CheckpointError, ConfigError, DataError, MlxchatError, NotFound, command
 from mlxchat.home import Home
@@ -208,11 +208,12 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         return self.config.source
 
     def data_in_words(self) -> list[str]:
-        """Return the task."""
+        """Return the task, for GSM8K with address and licence."""
         config = self.config
+        task = f"{GSM8K} ({GSM8K_SOURCE})" if config.task == GSM8K else Path(config.task).name
         level = f", level {config.level}" if config.level else ""
         calculator = ", with the calculator" if config.calculator else ""
-        return [f"its own answers to questions: {Path(config.task).name}{level}{calculator}"]
+        return [f"its own answers to questions: {task}{level}{calculator}"]
 
     def learning_rates(self, plan: Plan) -> dict[str, float]:
         """Return the rates before they were made smaller for this stage."""

@@ -20,6 +20,7 @@ from mlxchat.home import expanded
 from mlxchat.tokenizer.messages import Conversation
 
 GSM8K = "gsm8k"
+GSM8K_SOURCE = "https://huggingface.co/datasets/openai/gsm8k; MIT"  # and its licence
 TRAIN_QUESTIONS = 8_192  # of a generated task, in an epoch
 MOST_HELD_OUT = 400  # of a generated task, at most; nanochat measures as many
 _FRUITLESS = 1_000  # draws in a row without a new question, after which there are no more

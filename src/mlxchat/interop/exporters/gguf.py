@@ -33,7 +33,7 @@ try:
 except ImportError as error:
     raise BackendError(
         f"The library that writes GGUF is not installed ({error}).",
-        'Install the extra gguf: pip install -e ".[gguf]"',
+        'Install the extra gguf: pip install "mlxchat[gguf]"',
     ) from error
 
 ARCHITECTURE = "apertus"
