@@ -131,7 +131,7 @@ def test_every_changed_byte_is_refused_and_its_file_named(copied: Path) -> None:
         assert str(folder) in raised.value.problem
         assert f"{name} is damaged" in raised.value.problem or name == files.CHECKSUMS
         assert files.CHECKSUMS in raised.value.problem
-        assert "earlier step" in raised.value.remedy
+        assert "earlier checkpoint" in raised.value.remedy
         (folder / name).write_bytes(contents[name])
     assert load(copied).step == 4
 

@@ -310,7 +310,7 @@ def test_own_text_is_fetched_and_trained_on(tmp_path: Path, program: Program) ->
     source.write_text("\n\n".join(f"Chapter {i}. It was a dark night. " * 40 for i in range(30)))
     result = mlxchat("data", "fetch", "--from", str(source))
     assert result.returncode == 0, result.stderr
-    assert "2 shards in" in result.stdout
+    assert " in 2 shards. " in result.stdout
     assert "mlxchat train --budget 1h --dataset novel" in result.stdout
     _, again, _ = program("data", "fetch", "--from", str(source), "--dataset", "other", "--json")
     assert len(json.loads(again.splitlines()[-1])["shards"]) == 2

@@ -21,5 +21,5 @@ def test_2_kilobytes_that_stand_for_51_gigabytes_take_little_memory(
 @pytest.mark.parametrize("way", ["data fetch --from", "sft --data"])
 def test_a_line_of_600_megabytes_takes_little_memory(tmp_path: Path, way: str) -> None:
     found = reading(way, line_of(600)(tmp_path))
-    assert "line 1 is longer than the 32,000,000 characters" in found.said
+    assert "line 1 is longer than the maximum of 32,000,000 characters" in found.said
     assert found.peak < 500 * MB

@@ -360,7 +360,7 @@ def test_the_card_names_every_earlier_model(tmp_path: Path) -> None:
     assert [training.began_with for training in about.trainings] == ["base", "more"]
     exporters.write("mlx-lm", tmp_path / "out", foreign, about, mx.float32)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "It was imported: a model of transformers." in card
+    assert "It was imported from transformers: a model." in card
     assert "step 2 of the pretraining run `more`, which started from `base`" in card
     assert "step 2 of the fine-tuning run `chatty`, which started from `more`" in card
     assert (

@@ -496,7 +496,7 @@ def test_a_run_ends_when_its_budget_does(prepared: Path, clock: Charged) -> None
     assert isinstance(events[-1], Ended)
     assert events[-1].reason == "finished"
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert any("how fast this machine trains, for 1m40s" in note for note in notes)
+    assert any("how fast this machine trains, to plan for 1m40s" in note for note in notes)
     assert any("Budget 1m40s: depth 1, " in note for note in notes)
     assert isinstance(run_again(prepared, clock), Noted)
 
