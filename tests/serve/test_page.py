@@ -240,7 +240,7 @@ def test_it_says_when_the_server_is_gone(browser: Any) -> None:
         opened = Opened(browser, running)
         expect(opened.page.locator("#model")).to_have_text("cow")
     opened.ask("Are you there?")
-    expect(opened.page.locator("#gone")).to_contain_text("does not answer")
+    expect(opened.page.locator("#gone")).to_contain_text("does not respond")
 
 
 def test_another_model_is_found_after_a_failure(opened: Opened) -> None:
@@ -570,5 +570,5 @@ def test_a_screen_reader_hears_what_happens(opened: Opened) -> None:
     page.get_by_role("button", name="Copy message").last.click()
     expect(page.locator("#said")).to_have_text("Copied")
     page.get_by_role("button", name="Edit").click()
-    expect(page.locator("#said")).to_contain_text("replaces the message")
+    expect(page.locator("#said")).to_contain_text("replaces this message")
     expect(page.get_by_role("region", name="Messages")).to_be_visible()
