@@ -70,7 +70,7 @@ def inference(depth: int) -> dict[str, str]:
 
 
 def choices(memory: int, limit: int) -> dict[str, str]:
-    """What training within each budget would choose on a Mac, in words."""
+    """The model that training within each budget would choose on a Mac, in words."""
     row = {"Mac": f"{CHIPS[memory]}, {memory} GB"}
     for budget, seconds in BUDGETS.items():
         config = PretrainConfig(budget=budget, memory_limit=f"{limit}GB")
@@ -87,7 +87,7 @@ def choices(memory: int, limit: int) -> dict[str, str]:
 
 
 def horizons(memory: int) -> dict[str, str]:
-    """How long a Mac would take for nanochat's 20 tokens per parameter."""
+    """The time that a Mac would take for nanochat's 20 tokens per parameter."""
     row = {"Mac": f"{CHIPS[memory]}, {memory} GB"}
     for depth in HORIZONS:
         model = GPTConfig.from_depth(depth, VOCABULARY, CONTEXT)

@@ -61,7 +61,7 @@ def _runs(stages: Iterable[Path], incomplete: str) -> list[str]:
 
 
 COMPLETIONS: dict[str, Callable[[str], list[str]]] = {"runs": run_names, "datasets": data_names}
-"""What a setting can be completed with, by the word in its declaration."""
+"""The functions that list completions of a setting, by the word in its declaration."""
 
 
 def _install(context: typer.Context, parameter: typer.CallbackParam, shell: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Which kinds of files contain text or rows, and which files of a folder are read.
+"""The kinds of files that contain text or rows, and the files of a folder that are read.
 
 It is quick to import, so that settings can be checked before anything is read.
 """

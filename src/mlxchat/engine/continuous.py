@@ -37,7 +37,7 @@ _UNUSED = Sampling(temperature=0)  # of the rows that fill up a power of two
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """How one sequence's tokens are chosen, and what is reported about them.
+    """The settings that choose one sequence's tokens, and that say what is reported about them.
 
     The penalties and the bias apply to the logits before the temperature: first the repetition
     penalty of ``sampling``, over the tokens of prompt and continuation, then the others.
@@ -111,7 +111,7 @@ class _State(NamedTuple):
 
 
 class _Rules(NamedTuple):
-    """How the rows' tokens are chosen, and which parts of that must be computed."""
+    """The settings that choose the tokens of all rows, and the parts that must be computed."""
 
     settings: RowSettings
     penalties: mx.array  # repetition, presence and frequency, (3, B, 1)

@@ -24,7 +24,7 @@ SHRINK = 4  # buffers are replaced by smaller ones when so small a share of them
 
 
 class Layout:
-    """How a model's layers are divided among arrays: layers with the same window share one."""
+    """The division of a model's layers among arrays: layers with the same window share one."""
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config

@@ -110,7 +110,7 @@ class Chart(NamedTuple):
 
 
 class AxisScale(NamedTuple):
-    """Where values are on an axis of a length; a logarithmic one has none for what is below 0."""
+    """The scale of an axis. On a logarithmic one, values of 0 and less have no place."""
 
     first: float
     last: float

@@ -12,7 +12,7 @@ from mlxchat.report.series import Values
 
 
 class ComputeMultiplier(NamedTuple):
-    """How much more compute a baseline needs to be as good as another run has become.
+    """The compute that a baseline needs to be as good as another run, relative to that run's.
 
     Attributes:
         value: its FLOPs divided by those of the other run until its last evaluation; above 1 if

@@ -18,7 +18,7 @@ _ASKED = ("task", "level", "calculator", "eval_questions", "max_tokens")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Which of several runs is better.
+    """The verdict on which of several runs is best.
 
     Attributes:
         best: its name; None if they cannot be compared, or differ no more than by chance.

@@ -58,7 +58,7 @@ _TOLD_BYTES = 2**20
 
 
 class ExportedLog(NamedTuple):
-    """What was written: where, and how many lines or values."""
+    """The file or folder that was written, and the number of lines or values in it."""
 
     path: Path
     rows: int

@@ -175,7 +175,7 @@ class RunFacts:
 
     @property
     def _timed(self) -> npt.NDArray[np.bool_]:
-        """Which steps the speed is measured by."""
+        """A mask of the steps that the speed is measured by."""
         steps, seconds = self.log.steps.step, self.log.steps["seconds"]
         known = np.isfinite(seconds) & (seconds > LEAST_STEP_SECONDS)
         first = np.isin(steps, [start.step + 1 for start in self.log.starts])

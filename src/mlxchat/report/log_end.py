@@ -35,7 +35,7 @@ MOST_READ = 2**20  # bytes of a log that are read at most: 2,000 steps or more
 
 @dataclass
 class LogEnd:
-    """What a log says about the time after the newest saved step.
+    """The part of a log that follows the newest saved step.
 
     Attributes:
         time: when the last event happened, seconds since the epoch; None if there is none.

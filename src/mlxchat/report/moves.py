@@ -115,7 +115,7 @@ def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -
 
 @dataclass(frozen=True)
 class RunRemoval:
-    """What removing a run would do.
+    """The consequences of removing a run.
 
     Attributes:
         run: the run.

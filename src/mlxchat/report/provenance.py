@@ -1,4 +1,4 @@
-"""Where a run came from: its settings, those that were derived, the command that repeats it."""
+"""The provenance of a run: its settings, given and derived, and the command that repeats it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

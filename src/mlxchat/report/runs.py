@@ -83,7 +83,7 @@ _TRAINER: TypeAdapter[_Trainer] = TypeAdapter(_Trainer)
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a run's model is. Unknown numbers are None.
+    """The kind and size of a run's model. Unknown numbers are None.
 
     Attributes:
         layers, width, parameters: its size; the parameters are those of a whole model.

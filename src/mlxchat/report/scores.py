@@ -1,4 +1,4 @@
-"""What `mlxchat eval base` has kept of a saved step: how many examples of each task were right."""
+"""The scores of a saved step that `mlxchat eval base` has kept: right answers of each task."""
 
 import re
 from collections import Counter

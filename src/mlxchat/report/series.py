@@ -80,7 +80,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class RunLogRead:
-    """What the log of a run holds.
+    """The contents of a run's log.
 
     Attributes:
         starts: a `Started` for each process that trained it; those after the first resumed.
@@ -247,7 +247,7 @@ _WORD = rb"true|false|null|\"[a-z]*\""
 
 
 class _Reader(NamedTuple):
-    """What reads the lines of one kind of event; its groups are those of a row."""
+    """A pattern of the lines of one kind of event; its groups are the values of a row."""
 
     kind: type
     pattern: re.Pattern[bytes]

@@ -1,4 +1,4 @@
-"""What trackers get of a run: its settings, and what its events say of each step."""
+"""The settings and numbers of a run that trackers get."""
 
 import math
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class TrackedSample:
-    """What the model wrote after a prompt."""
+    """A prompt and the text that the model wrote after it."""
 
     prompt: str
     text: str

@@ -41,7 +41,7 @@ Say = Callable[[str, str], None]  # gets the kind of an answer, and its text
 
 @dataclass
 class Remembered:
-    """What a tracker has been told of a run.
+    """The record of what a tracker has been told of a run.
 
     Attributes:
         name: the run's name; that of a copy differs.

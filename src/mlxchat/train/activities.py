@@ -1,4 +1,4 @@
-"""What a run does between steps: evaluate, measure CORE, sample and save."""
+"""The activities of a run between steps: evaluation, CORE, samples and saving."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What `mlxchat runs show` and `runs compare` print: one run in detail, and runs side by side."""
+"""The output of `mlxchat runs show` and `runs compare`: one run in detail, runs side by side."""
 
 import sys
 import time

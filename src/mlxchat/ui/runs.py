@@ -1,4 +1,4 @@
-"""What `mlxchat runs list` and `runs remove` print, and runs in few words.
+"""The output of `mlxchat runs list` and `runs remove`, and runs in few words.
 
 Where a terminal is too narrow for a table, each run is a few short lines.
 """

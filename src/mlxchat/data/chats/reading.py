@@ -21,7 +21,7 @@ _COLUMNS = Wanted(forms.KEYS, "conversations")
 
 @dataclass(frozen=True)
 class SourceReport:
-    """How many of a source's rows were used, changed and skipped.
+    """The numbers of a source's rows that were used, changed and skipped.
 
     Attributes:
         source: the source, as the user gave it.
