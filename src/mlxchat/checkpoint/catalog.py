@@ -176,16 +176,35 @@ def require_own_spelling(home: Home, name: str, setting: str) -> None:
         ConfigError: it does.
         MlxchatError: a folder of runs cannot be read.
     """
-    for stage in home.stages:
+    refuse_other_spelling(
+        home.stages,
+        name,
+        lambda other: f"Use `{setting}={other}` for the existing run, or another `{setting}`.",
+    )
+
+
+def refuse_other_spelling(folders: Iterable[Path], name: str, remedy: Callable[[str], str]) -> None:
+    """Refuse the name of a run if one in these folders differs from it in case only.
+
+    Args:
+        folders: folders of runs, or of their logs.
+        name: the name.
+        remedy: returns what to do, given the other's name.
+
+    Raises:
+        ConfigError: there is such a run.
+        MlxchatError: a folder cannot be read.
+    """
+    for folder in folders:
         try:
-            other = namesake(stage / name)
+            other = namesake(folder / name)
         except OSError as error:
-            raise unreadable(stage, error) from error
+            raise unreadable(folder, error) from error
         if other is not None:
             raise ConfigError(
-                f"{name} differs from {other.name}, a run in {stage}, in case only: and a Mac's "
-                "disk does not distinguish them.",
-                f"Use `{setting}={other.name}` for the existing run, or another `{setting}`.",
+                f"{name} differs from {other.name}, a run in {folder}, in case only, which a Mac's "
+                "disk does not distinguish.",
+                remedy(other.name),
             )
 
 

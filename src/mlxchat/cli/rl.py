@@ -5,16 +5,8 @@ from typing import Annotated
 from mlxchat.cli.adapters import Lora, with_adapter
 from mlxchat.cli.layers import Layers
 from mlxchat.cli.options import First, Fresh, Json, StayAwake, Supervise, Unset
-from mlxchat.cli.ranks import (
-    Hosts,
-    RankCount,
-    RankSums,
-    RankTimeout,
-    follow_run,
-    joined,
-    launch_if_asked,
-)
-from mlxchat.cli.stages import lead, say_how_to_talk, supervise_this
+from mlxchat.cli.ranks import Hosts, RankCount, RankSums, RankTimeout
+from mlxchat.cli.stages import lead_from_source, say_how_to_talk
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.ranks import RANK_PATIENCE
 from mlxchat.config.rl import RlConfig
@@ -57,17 +49,19 @@ def rl_command(
     config = with_adapter(config, lora, adapter)
     from mlxchat.train.rl import Reinforcement, run_reinforcement, with_tuned_source
 
-    home = Home.from_environment()
-    if supervise:
-        config = with_tuned_source(config, home)
-        run = home.stage(Reinforcement.name) / config.tag
-        supervise_this(run, fresh, stay_awake, json, "--source", str(config.source))
-    launch_if_asked(ranks, hosts, rank_timeout)
-    world = joined(config, rank_timeout, rank_sums)
-    if not world.leads:
-        follow_run(Reinforcement, config, world, stay_awake)
-        return
-    config = with_tuned_source(config, home)
-    lead(run_reinforcement, config, world, fresh=fresh, stay_awake=stay_awake, json=json)
-    if not json:
-        say_how_to_talk(home.run(config.tag))
+    settled = lead_from_source(
+        Reinforcement,
+        run_reinforcement,
+        with_tuned_source,
+        config,
+        fresh=fresh,
+        supervise=supervise,
+        ranks=ranks,
+        hosts=hosts,
+        rank_timeout=rank_timeout,
+        rank_sums=rank_sums,
+        stay_awake=stay_awake,
+        json=json,
+    )
+    if settled and not json:
+        say_how_to_talk(Home.from_environment().run(settled.tag))

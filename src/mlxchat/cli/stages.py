@@ -2,18 +2,22 @@
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import typer
 
 from mlxchat.checkpoint import store
+from mlxchat.cli.ranks import follow_run, joined, launch_if_asked
 from mlxchat.cli.session import Show, Stop, staying_awake, watch_run
 from mlxchat.cli.supervise import train_supervised
+from mlxchat.config.ranks import SumDtype
+from mlxchat.config.rl import RlConfig
 from mlxchat.config.run import RunConfig
 from mlxchat.config.settings_file import MOST_SETTINGS
+from mlxchat.config.sft import ConversationConfig
 from mlxchat.config.stages import COMMAND_OF_STAGE
 from mlxchat.disk import read_regular
 from mlxchat.errors import command
@@ -23,7 +27,10 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.console import say
 
 if TYPE_CHECKING:
+    from mlxchat.train.stage import Stage
     from mlxchat.train.world import World
+
+FromModel = TypeVar("FromModel", bound=ConversationConfig | RlConfig)  # settings that name a model
 
 
 class StartRun(Protocol):
@@ -68,6 +75,47 @@ def lead(
             name = COMMAND_OF_STAGE[home.stage_of(run)]
             say(f"Or resume it with: {command(name, resume=run.name)}")
         raise
+
+
+def lead_from_source(
+    stage: "type[Stage[Any, Any]]",
+    start: StartRun,
+    with_source: Callable[[FromModel, Home], FromModel],
+    config: FromModel,
+    *,
+    fresh: bool,
+    supervise: bool,
+    ranks: int,
+    hosts: Path | None,
+    rank_timeout: float,
+    rank_sums: SumDtype,
+    stay_awake: bool,
+    json: bool,
+) -> FromModel | None:
+    """Train a run of a stage that begins with a model, as the options of its command say.
+
+    Args:
+        stage: the stage.
+        start: starts a run of it.
+        with_source: fills in the model to begin with, if the settings name none.
+        config: the settings.
+
+    Returns:
+        The settings with that model; None on a rank that another one leads.
+    """
+    home = Home.from_environment()
+    if supervise:
+        config = with_source(config, home)
+        run = home.stage(stage.name) / config.tag
+        supervise_this(run, fresh, stay_awake, json, "--source", str(config.source))
+    launch_if_asked(ranks, hosts, rank_timeout)
+    world = joined(config, rank_timeout, rank_sums)
+    if not world.leads:
+        follow_run(stage, config, world, stay_awake)
+        return None
+    config = with_source(config, home)
+    lead(start, config, world, fresh=fresh, stay_awake=stay_awake, json=json)
+    return config
 
 
 def supervise_this(run: Path, fresh: bool, stay_awake: bool, json: bool, *more: str) -> NoReturn:

@@ -22,7 +22,7 @@ from mlxchat.cli.ranks import (
     launch_if_asked,
 )
 from mlxchat.cli.session import exit_promptly
-from mlxchat.cli.stages import lead, say_how_to_talk, supervise_this
+from mlxchat.cli.stages import lead, lead_from_source, say_how_to_talk, supervise_this
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import MAX_CHARACTERS, DataConfig, PretrainConfig
@@ -130,22 +130,24 @@ def mid_command(
     config = with_adapter(config, lora, adapter)
     from mlxchat.train.mid import MidTraining, run_mid_training
 
-    home = Home.from_environment()
-    if supervise:
-        config = MidTraining.with_source(config, home)
-        run = home.stage(MidTraining.name) / config.tag
-        supervise_this(run, fresh, stay_awake, json, "--source", str(config.source))
-    launch_if_asked(ranks, hosts, rank_timeout)
-    world = joined(config, rank_timeout, rank_sums)
-    if not world.leads:
-        follow_run(MidTraining, config, world, stay_awake)
-        return
-    config = MidTraining.with_source(config, home)
-    lead(run_mid_training, config, world, fresh=fresh, stay_awake=stay_awake, json=json)
-    if not json:
+    settled = lead_from_source(
+        MidTraining,
+        run_mid_training,
+        MidTraining.with_source,
+        config,
+        fresh=fresh,
+        supervise=supervise,
+        ranks=ranks,
+        hosts=hosts,
+        rank_timeout=rank_timeout,
+        rank_sums=rank_sums,
+        stay_awake=stay_awake,
+        json=json,
+    )
+    if settled and not json:
         if not lora:
-            say(f"Teach it to answer: {command('sft', source=config.tag)} --data ...")
-        say_how_to_talk(home.run(config.tag))
+            say(f"Teach it to answer: {command('sft', source=settled.tag)} --data ...")
+        say_how_to_talk(Home.from_environment().run(settled.tag))
 
 
 def sft_command(
@@ -179,20 +181,22 @@ def sft_command(
     config = with_adapter(config, lora, adapter)
     from mlxchat.train.sft import FineTuning, run_fine_tuning
 
-    home = Home.from_environment()
-    if supervise:
-        config = FineTuning.with_source(config, home)
-        run = home.stage(FineTuning.name) / config.tag
-        supervise_this(run, fresh, stay_awake, json, "--source", str(config.source))
-    launch_if_asked(ranks, hosts, rank_timeout)
-    world = joined(config, rank_timeout, rank_sums)
-    if not world.leads:
-        follow_run(FineTuning, config, world, stay_awake)
-        return
-    config = FineTuning.with_source(config, home)
-    lead(run_fine_tuning, config, world, fresh=fresh, stay_awake=stay_awake, json=json)
-    if not json:
-        say_how_to_talk(home.run(config.tag))
+    settled = lead_from_source(
+        FineTuning,
+        run_fine_tuning,
+        FineTuning.with_source,
+        config,
+        fresh=fresh,
+        supervise=supervise,
+        ranks=ranks,
+        hosts=hosts,
+        rank_timeout=rank_timeout,
+        rank_sums=rank_sums,
+        stay_awake=stay_awake,
+        json=json,
+    )
+    if settled and not json:
+        say_how_to_talk(Home.from_environment().run(settled.tag))
 
 
 def info_command(

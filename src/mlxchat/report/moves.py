@@ -17,14 +17,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxchat.checkpoint import store
+from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.bases import BASE_FILE, BaseRecord, is_needed
 from mlxchat.checkpoint.files import read_record, unreadable
 from mlxchat.config.run import NAME_IN_WORDS, require_name
 from mlxchat.disk import new_folder, open_regular, replacing, storing, sync
 from mlxchat.errors import CheckpointError, ConfigError, LockedError, MlxchatError, command
 from mlxchat.home import Home
-from mlxchat.names import namesake
 from mlxchat.report.places import DiskUse, RunPlaces, all_runs, disk_use, find_run
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with
 from mlxchat.telemetry.events import Progressed, Report
@@ -194,17 +193,8 @@ def _require_usable(home: Home, new: str, apart_from: str | None = None) -> None
     require_name(new, f"Use {NAME_IN_WORDS}.")
     if new == apart_from:
         raise ConfigError(f"The run is called {new} already.", "Choose another name.")
-    for folder in (*home.stages, home.root / "logs"):
-        try:
-            other = namesake(folder / new)
-        except OSError as error:
-            raise unreadable(folder, error) from error
-        if other is not None:
-            raise ConfigError(
-                f"{new} differs from {other.name}, a run in {folder}, in case only: on the disk of "
-                "a Mac both are one.",
-                "Choose another name.",
-            )
+    folders = (*home.stages, home.root / "logs")
+    catalog.refuse_other_spelling(folders, new, lambda _: "Choose another name.")
 
 
 def _begun(home: Home, run: RunPlaces, new: str) -> bool:
