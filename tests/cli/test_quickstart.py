@@ -1,13 +1,16 @@
 """What `quickstart` says: what it does in plain words, and none of the settings."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from support.program import Program
 
+from mlxchat.checkpoint import store
 from mlxchat.cli import quickstart
+from mlxchat.home import Home
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Started
 from mlxchat.telemetry.meter import Meter
 
@@ -65,3 +68,13 @@ def test_a_run_that_is_finished_is_said_to_be(said: str) -> None:
 def test_programs_get_every_event_and_no_prose(said: str) -> None:
     assert said.count(PLAN.text) == 4
     assert all(line.startswith("{") for line in said.splitlines())
+
+
+def test_a_second_quickstart_is_not_told_of_an_option_that_it_lacks(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with store.locked(Home(home).runs / "quickstart"):  # as another process would
+        code, _, errors = Program(monkeypatch, capsys)("quickstart")
+    assert code == 75
+    assert "Another process is using the run quickstart." in errors
+    assert "--model-tag" not in errors

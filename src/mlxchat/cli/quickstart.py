@@ -16,7 +16,7 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.run import RunConfig
 from mlxchat.config.sft import SftConfig
 from mlxchat.data.chats.sources import BUILTIN
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Noted, Progressed, Started
 from mlxchat.telemetry.meter import Meter
@@ -147,7 +147,12 @@ def _train(
         events = start(config, home, show, meter, stop, fresh)
         return events if json else _without_plan(events)
 
-    return watch_run(begin, json)
+    try:
+        return watch_run(begin, json)
+    except LockedError as error:  # its remedy is another name, which quickstart does not take
+        raise LockedError(
+            error.problem, "Wait for it to finish, or stop it with Ctrl-C: it saves its progress."
+        ) from error
 
 
 def _without_plan(events: Iterator[Event]) -> Iterator[Event]:
