@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from support.logs import pretraining, reinforcement, saved_run, write_log
 
 from mlxchat.home import Home
 from mlxchat.report.write import write_report
+from mlxchat.telemetry.events import Stepped
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -90,9 +92,27 @@ def test_values_are_shown_on_hover(browser: Any, reports: list[Path]) -> None:
     page.click("label[for=x-tokens]")
     page.hover("svg[data-chart=bits]")
     shown = page.inner_text(".values")
-    assert shown.startswith("tokens ") and all(name in shown for name in ("run", "other", "long"))
+    first, *others = shown.splitlines()
+    assert first.endswith(" tokens") and all(name in shown for name in ("run", "other", "long"))
+    ended = [line for line in others if line.startswith(("run", "other"))]
+    assert [line.endswith(", 204,800 tokens") for line in ended] == [True, True]
+    assert not next(line for line in others if line.startswith("long")).endswith("tokens")
     page.mouse.move(0, 0)
     assert page.locator(".values").count() == 0
+
+
+def test_small_quantities_are_shown_on_hover_as_on_the_axes(browser: Any, home: Path) -> None:
+    small = [
+        replace(event, seconds=0.2, memory=replace(event.memory, peak=3 * 2**20))
+        if isinstance(event, Stepped)
+        else event
+        for event in pretraining("small", 10)
+    ]
+    write_log(home, "small", small)
+    page = OpenedReport(browser, write_report(Home(home), ["small"]).path).page
+    page.click("label[for=x-time]")
+    page.hover("svg[data-chart=memory]")
+    assert page.inner_text(".values").splitlines() == ["0.8 s", "3.00 MiB"]
 
 
 def test_all_of_it_is_printed(browser: Any, reports: list[Path], tmp_path: Path) -> None:

@@ -91,6 +91,23 @@ def test_ticks_are_round(
     assert ticks(AxisScale(first, last, log, 100), unit) == pytest.approx(expected)
 
 
+def test_there_is_nothing_between_two_steps() -> None:
+    assert ticks(AxisScale(0, 2, False, 100), "step") == [0, 1, 2]
+    assert ticks(AxisScale(0, 2, False, 100), "number") == [0, 0.5, 1, 1.5, 2]
+
+
+def test_a_point_alone_is_a_dot() -> None:
+    """As a path it would not be seen: a run of one step has a single one."""
+
+    def dots(*values: float) -> set[int]:
+        paths = re.findall(r'class="dots c0 d0" d="([^"]*)"', svg(chart(list(values))))
+        return {path.count("h0") for path in paths}
+
+    assert dots(3.0) == {1}
+    assert dots(3.0, 2.0) == set()
+    assert dots(3.0, math.nan, 2.0, 1.0, math.nan, 1.0) == {2}
+
+
 def test_a_scale_of_one_value_has_room() -> None:
     found = scale([np.array([5.0])], 100)
     assert found is not None and found.first < 5 < found.last

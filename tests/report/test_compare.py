@@ -10,6 +10,7 @@ from support.logs import evaluated, pretraining, saved_run, started, stepped, wr
 from mlxchat.home import Home
 from mlxchat.report.compare import compute_multiplier, flops_to_reach, same_validation
 from mlxchat.report.facts import RunFacts, read_facts
+from mlxchat.report.figures import compared_figures
 from mlxchat.telemetry.events import event_to_json
 
 
@@ -58,6 +59,23 @@ def test_text_of_another_seed_is_another_text(home: Path) -> None:
         for each in (first, settings)
     ]
     assert same_validation(both) is False
+
+
+def test_different_text_has_no_multiplier_and_no_best(home: Path) -> None:
+    """Neither has one stage against another, though both are in bits per byte."""
+    base, tuned = (read_facts(Home(home), saved_run(home, name)) for name in ("classic", "sft"))
+    longer = replace(base, name="longer", log=run(home, "c", {10: 1.5, 20: 0.9}).log)
+    base, tuned = (
+        replace(facts, log=run(home, facts.name + "2", {10: 2.0, 20: bits}).log)
+        for facts, bits in ((base, 1.0), (tuned, 0.5))
+    )
+    assert same_validation([base, tuned]) is False
+    assert compute_multiplier(base, tuned) is None
+    assert compute_multiplier(base, longer) == (1.0, "at least")
+    assert "<strong>0.9000" in compared_figures([base, longer])
+    beside = compared_figures([base, longer, tuned])
+    assert "<strong>" not in beside and "at least 1×" in beside
+    assert "Not all bits per byte were measured on the same text" in beside
 
 
 def test_between_evaluations_it_is_a_line_in_logarithms() -> None:

@@ -126,6 +126,16 @@ def test_runs_are_laid_over_each_other(home: Path) -> None:
     assert (Home(home).reports / "a_and_b_and_c.html").exists()
 
 
+def test_a_run_that_diverged_has_no_average_there(home: Path) -> None:
+    """The average of the finite losses goes on, as if nothing had happened."""
+    losses = [3.0, 2.0, float("nan"), float("nan")]
+    steps = [stepped(number, loss) for number, loss in enumerate(losses, 1)]
+    write_log(home, "run", [started("run"), *steps])
+    _, data = report(home, "run")
+    [run] = data["runs"]
+    assert run["series"]["loss_smoothed"]["value"] == [3.0, pytest.approx(2.5, abs=0.5), None, None]
+
+
 def test_many_runs_are_compared_in_tables_that_paper_holds(home: Path) -> None:
     names = [f"run-{number}" for number in range(12)]
     for name in names:

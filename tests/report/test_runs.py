@@ -97,6 +97,7 @@ def test_a_run_that_has_saved_nothing(place: Home) -> None:
     run = read(place)["new"]
     assert (run.stage, run.step, run.total_steps, run.seconds) == ("fine-tuning", 3, 40, 6.0)
     assert run.saved_steps == () and run.places.folder is None
+    assert run.evaluations[0] == (0, 2.0)  # before the first step
 
 
 @pytest.mark.parametrize("damage", ["trainer", "status", "log", "future"])

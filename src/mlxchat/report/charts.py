@@ -12,6 +12,7 @@ from html import escape
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mlxchat.counts import round_size
 from mlxchat.report.series import Values
@@ -161,11 +162,17 @@ def roomy(axis: AxisScale, share: float = 0.04) -> AxisScale:
 
 # ==== Ticks ======================================================================================
 
+_WHOLE = ("step", "tokens")  # kinds of x axis on which there is nothing between two numbers
 _TIMES = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10_800, 21_600, 43_200]
 
 
 def ticks(axis: AxisScale, unit: str = "number") -> list[float]:
-    """Return about `TICKS` numbers within a scale that are round in a unit: bytes, time, others."""
+    """Return about `TICKS` numbers within a scale that are round in a unit.
+
+    Args:
+        axis: the scale.
+        unit: of a chart, or the kind of an x axis.
+    """
     if axis.log and axis.last / axis.first >= 6:
         return _log_ticks(axis)
     least = (axis.last - axis.first) / (1.6 * TICKS if axis.log else TICKS)
@@ -179,6 +186,8 @@ def _round_step(least: float, unit: str) -> float:
     of_time = unit == "time"
     if unit == "bytes" and least > 0:
         return 2.0 ** math.ceil(math.log2(least))
+    if unit in _WHOLE:
+        least = max(1.0, least)
     if of_time and 0.5 < least < 43_200:
         return float(min(size for size in (*_TIMES, 86_400) if size >= least))
     whole = 86_400.0 if of_time and least >= 43_200 else 1.0
@@ -303,9 +312,10 @@ def _lines(chart: Chart, axis: AxisName, across: AxisScale, vertical: AxisScale)
             parts.append(f'<path class="band {line_look(line.colour)}" d="{_area(x, low, high)}"/>')
         kind = "faint " if line.faint else ""
         parts.append(f'<path class="line {kind}{line_look(line.colour)}" d="{path(x, y)}"/>')
-        if line.dotted:
-            points = ((a, b) for a, b in zip(x, y, strict=True) if a == a and b == b)
-            dots = "".join(f"M{a:g} {b:g}h0" for a, b in points)
+        placed = np.isfinite(x) & np.isfinite(y)
+        at = placed if line.dotted else alone(placed)
+        if at.any():
+            dots = "".join(f"M{a:g} {b:g}h0" for a, b in zip(x[at], y[at], strict=True))
             parts.append(f'<path class="dots {line_look(line.colour)}" d="{dots}"/>')
     return "".join(parts)
 
@@ -324,6 +334,17 @@ def path(x: Values, y: Values) -> str:
         words.append(f"{' ' if pen else 'M'}{a:.5g} {b:.5g}")
         pen = True
     return "".join(words)
+
+
+def alone(placed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return which points have a place and no neighbour with one: a path does not show them.
+
+    >>> alone(np.array([True, False, True, True])).tolist()
+    [True, False, False, False]
+    """
+    around = np.concatenate([[False], placed, [False]])
+    lonely: npt.NDArray[np.bool_] = placed & ~around[:-2] & ~around[2:]
+    return lonely
 
 
 def _area(x: Values, low: Values, high: Values) -> str:

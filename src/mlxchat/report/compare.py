@@ -26,9 +26,14 @@ class ComputeMultiplier(NamedTuple):
 
 
 def compute_multiplier(baseline: RunFacts, other: RunFacts) -> ComputeMultiplier | None:
-    """Return the compute multiplier of a run; None where bits per byte or FLOPs are not known."""
+    """Return the compute multiplier of a run.
+
+    None where bits per byte or FLOPs are not known, or were measured on different text.
+    """
     points, last = flops_and_bits(baseline), other.last_evaluation
     if points is None or last is None or last[1] <= 0:
+        return None
+    if same_validation([baseline, other]) is False:
         return None
     step, target = last
     spent = other.flops_at(step)
@@ -75,10 +80,11 @@ def flops_to_reach(
 def same_validation(runs: Sequence[RunFacts]) -> bool | None:
     """Return whether runs are measured on the same text; None if that is not known.
 
-    Bits per byte can be compared then, whatever the vocabulary.
+    Bits per byte can be compared then, whatever the vocabulary. Those of two stages never are.
     """
     trainers = [facts.trainer for facts in runs if facts.trainer is not None]
-    if len(trainers) < len(runs):
-        return None
     texts = {(t.stage, *measured_on(t.settings, t.data, t.fingerprints)) for t in trainers}
-    return len(texts) == 1
+    stages = {facts.stage for facts in runs if facts.stage}
+    if len(texts) > 1 or len(stages) > 1:
+        return False
+    return True if len(trainers) == len(runs) else None

@@ -97,10 +97,15 @@ def _quantities(facts: RunFacts) -> Iterator[tuple[Any, ...]]:
 def _with_average(
     name: str, columns: Columns, averaged: bool = False
 ) -> Iterator[tuple[str, Values, Values]]:
-    """Yield a column and its exponential average, or the latter only if it is one already."""
+    """Yield a column and its exponential average, or the latter only if it is one already.
+
+    Where a value is not finite, the average has a gap, too: a diverged run must not look sound.
+    """
+    values = columns[name]
     if not averaged:
-        yield name, columns.step, columns[name]
-    yield f"{name}_smoothed", columns.step, columns[name] if averaged else smoothed(columns[name])
+        yield name, columns.step, values
+        values = np.where(np.isfinite(values), smoothed(values), np.nan)
+    yield f"{name}_smoothed", columns.step, values
 
 
 class _Kind(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxchat.checkpoint import store
-from mlxchat.checkpoint.files import files_with_checksums, model_files
+from mlxchat.checkpoint.files import TRAINER, files_with_checksums, model_files
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.run import RunConfig
@@ -24,7 +24,8 @@ from mlxchat.errors import MlxchatError, reason_of
 from mlxchat.home import Home
 from mlxchat.monitor.machine import lives
 from mlxchat.monitor.runs import State, run_state, with_host_name
-from mlxchat.report.places import find_run
+from mlxchat.report.places import RunPlaces, find_run
+from mlxchat.report.runs import unlogged_state
 from mlxchat.report.series import (
     EVALUATION_COLUMNS,
     REWARD_COLUMNS,
@@ -52,7 +53,8 @@ class RunFacts:
     Attributes:
         name: its name.
         stage: the stage of its training; None if there are no saved steps that say.
-        state: what it is doing, or how it ended.
+        state: what it is doing, or how it ended; None for a model that was not trained as this
+            run: imported, quantized or fused.
         log: its log; empty if there is none.
         status: its last status; None if there is none.
         folder: its newest saved step; None if there is none.
@@ -65,7 +67,7 @@ class RunFacts:
 
     name: str
     stage: str | None
-    state: State
+    state: State | None
     log: RunLogRead
     status: Status | None
     folder: Path | None
@@ -262,7 +264,7 @@ def read_facts(
     steps = tuple(store.require_steps(places.folder)) if places.folder else ()
     newest = store.directory(places.folder, steps[-1]) if places.folder and steps else None
     faults: list[str] = []
-    log = _log(path, faults, report)
+    log = _log(path, faults, report) if places.log else RunLogRead()
     status = None
     try:
         status = read_status(status_path(path))
@@ -277,7 +279,7 @@ def read_facts(
     return RunFacts(
         name=name,
         stage=stage,
-        state=_state(log, status, now()),
+        state=_state(places, log, status, trainer, newest, now()),
         log=log,
         status=status,
         folder=newest,
@@ -318,7 +320,7 @@ def _saved_state(
         listed = files_with_checksums(newest)
         names = {file.name for file in model_files(newest)} | {"adapters.safetensors"}
         sums = {name: digest for name, digest in listed.items() if name in names}
-        trainer = read_trainer(newest)
+        trainer = read_trainer(newest) if (newest / TRAINER).exists() else None
     except MlxchatError as error:
         faults.append(error.problem)
     except OSError as error:
@@ -348,8 +350,19 @@ def _columns_of(points: Sequence[tuple[int, float]], names: Sequence[str], known
     return Columns(steps, {**dict.fromkeys(names, unknown), known: values})
 
 
-def _state(log: RunLogRead, status: Status | None, now: float) -> State:
-    """Return the state of a run, as `mlxchat monitor` tells it."""
+def _state(
+    places: RunPlaces,
+    log: RunLogRead,
+    status: Status | None,
+    trainer: TrainerState[RunConfig] | None,
+    newest: Path | None,
+    now: float,
+) -> State | None:
+    """Return the state of a run by its log and status; without these, by its newest saved step."""
+    if not places.log or (status is None and log.last is None and trainer is not None):
+        if trainer is not None:
+            return unlogged_state(trainer.step, trainer.plan.num_iterations)
+        return "unreadable" if newest and (newest / TRAINER).exists() else None
     host, ending = socket.gethostname(), log.endings[-1] if log.endings else None
     status = with_host_name(status, identity(), host) if status else None
     seen = status.time if status else log.last

@@ -76,7 +76,7 @@ def run_tiles(facts: RunFacts) -> Html:
         for name, value, more in tiles
         if value is not None
     ]
-    return Html(f'<dl class="tiles">{"".join(drawn)}</dl>')
+    return Html(f'<dl class="tiles">{"".join(drawn)}</dl>') if drawn else Html()
 
 
 def _core_in_words(facts: RunFacts) -> str | None:
@@ -119,26 +119,34 @@ class _Row(NamedTuple):
     text: Callable[[RunFacts], str | None]
     value: Callable[[RunFacts], float | None] = lambda facts: None
     best: Callable[..., float] | None = None
+    of_text: bool = False  # whether the values are comparable on the same validation text only
 
 
 _ROWS = (
-    _Row("stage", lambda f: f.stage),
-    _Row("state", lambda f: f.state),
+    _Row("stage", lambda f: f.stage if f.state else None),
+    _Row("state", lambda f: f.state or "model"),
     _Row("machine", lambda f: f.device),
     _Row("parameters", lambda f: count_in_words(f.parameters)),
     _Row("steps", lambda f: f"{f.step:,} of {f.total_steps:,}" if f.total_steps else None),
     _Row("tokens", lambda f: count_in_words(f.tokens)),
     _Row("FLOPs", _flops_in_words),
-    _Row("training time", lambda f: time_in_words(f.seconds)),
+    _Row("training time", lambda f: time_in_words(f.seconds) if f.seconds else None),
     _Row("tokens per second", lambda f: count_in_words(f.tokens_per_second)),
     _Row("MFU, or share of a matrix product", _speed_in_words),
     _Row("peak memory", _memory_in_words),
-    _Row("final bits per byte", lambda f: bits_in_words(f.final_bits), lambda f: f.final_bits, min),
+    _Row(
+        "final bits per byte",
+        lambda f: bits_in_words(f.final_bits),
+        lambda f: f.final_bits,
+        min,
+        of_text=True,
+    ),
     _Row(
         "lowest bits per byte",
         lambda f: f"{bits_in_words(f.best[1])} at step {f.best[0]:,}" if f.best else None,
         lambda f: f.best[1] if f.best else None,
         min,
+        of_text=True,
     ),
     _Row("CORE", _core_in_words, lambda f: f.log.core[-1].core if f.log.core else None, max),
     _Row(
@@ -158,8 +166,7 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
         if all(text == "—" for text in texts):
             continue
         values = [row.value(facts) for facts in runs]
-        known = [value for value in values if value is not None]
-        best = row.best(known) if row.best and len(set(known)) > 1 else None
+        best = _best(row, runs)
         cells = [
             Html(f"<strong>{escape(text)}</strong>") if best is not None and value == best else text
             for text, value in zip(texts, values, strict=True)
@@ -176,8 +183,11 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
             "model is worse than one whose training was planned to end there: against a longer "
             "baseline, multipliers are too high."
         )
-        if same_validation(runs) is False:
-            explained = f"These runs were not measured on the same text. {explained}"
+    if same_validation([facts for facts in runs if facts.best]) is False:
+        explained = (
+            "Not all bits per byte were measured on the same text: those of other texts cannot be "
+            f"compared. {explained}"
+        )
     if any(f.history and f.history.trainings and f.history.trainings[-1].began_with for f in runs):
         explained = (
             f"FLOPs are those of each run alone, without the model it began with. {explained}"
@@ -185,6 +195,16 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
     head = ("", *(Html(f"{swatch(n)} {escape(f.name)}") for n, f in enumerate(runs)))
     below = f'<p class="remark">{escape(explained)}</p>' if explained else ""
     return Html(f'<section class="figures">{table_of_runs(head, rows)}{below}</section>')
+
+
+def _best(row: _Row, runs: Sequence[RunFacts]) -> float | None:
+    """Return the best value of a row; None without one, or if the values cannot be compared."""
+    known = {facts.name: row.value(facts) for facts in runs if row.value(facts) is not None}
+    if row.best is None or len(set(known.values())) < 2:
+        return None
+    if row.of_text and same_validation([facts for facts in runs if facts.name in known]) is False:
+        return None
+    return row.best(known.values())
 
 
 def _multipliers(runs: Sequence[RunFacts]) -> list[str]:

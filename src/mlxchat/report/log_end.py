@@ -58,14 +58,14 @@ class LogEnd:
     whole: bool = True
 
 
-def read_log_end(path: Path, saved: int, most: int = MOST_READ) -> LogEnd:
+def read_log_end(path: Path, saved: int | None, most: int = MOST_READ) -> LogEnd:
     """Read a log from its end, back to the newest saved step.
 
     An incomplete last line, and lines that are no events, are skipped.
 
     Args:
         path: the log. One that does not exist is empty.
-        saved: the newest saved step; 0 if there is none.
+        saved: the newest saved step; None if there is none.
         most: the most bytes to read.
 
     Raises:
@@ -73,6 +73,7 @@ def read_log_end(path: Path, saved: int, most: int = MOST_READ) -> LogEnd:
         ValueError: an event has a value that no run writes, or a line is too long.
     """
     end, decided, steps = LogEnd(), False, 0
+    measured, saved = -1 if saved is None else saved, saved or 0  # step 0 is measured, too
     try:
         file = open_regular(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -94,7 +95,7 @@ def read_log_end(path: Path, saved: int, most: int = MOST_READ) -> LogEnd:
                     break
                 steps += 1
                 end.seconds += event.seconds if math.isfinite(event.seconds) else 0.0
-            _keep_measured(end, event, saved)
+            _keep_measured(end, event, measured)
     if not end.whole and end.step is not None and steps:
         end.seconds *= max(1.0, (end.step - saved) / steps)
     return end

@@ -159,6 +159,8 @@ def _heading(runs: Sequence[RunFacts], now: float) -> Html:
 
 def _sentence(facts: RunFacts) -> str:
     """Return what was trained, on what, and how long, in a sentence or two."""
+    if facts.state is None:
+        return _of_untrained(facts)
     what = facts.stage.capitalize() if facts.stage else "Training"
     size = f"a model of {count_in_words(facts.parameters)} parameters" if facts.parameters else ""
     if facts.trainer and size:
@@ -175,6 +177,15 @@ def _sentence(facts: RunFacts) -> str:
     tokens = f" of {facts.tokens_per_step:,} tokens" if facts.tokens_per_step else ""
     how_long = f", in {time_in_words(facts.seconds)} of training" if facts.seconds else ""
     return f"{first} {steps}{tokens}{on}{how_long}."
+
+
+def _of_untrained(facts: RunFacts) -> str:
+    """Return where a model is from that was not trained as this run, in a sentence."""
+    if facts.history and facts.history.trainings:
+        return f"A model that was made from {facts.history.trainings[-1].run}, without training."
+    if facts.history and facts.history.origin:
+        return f"A model that was imported from {facts.history.origin.program}."
+    return "A model that no run of this name has trained."
 
 
 def _notices(facts: RunFacts, now: float, named: bool) -> Iterator[str]:

@@ -219,7 +219,7 @@ class Summaries:
         newest = store.directory(places.folder, steps[-1]) if places.folder and steps else None
         trainer, fault = _read_trainer(newest)
         log = self._home.log(places.name)
-        saved = trainer.meter.step if trainer else 0
+        saved = trainer.meter.step if trainer else None
         end, status, quiet = LogEnd(), None, 0.0
         when = _when_saved(newest)
         if places.log and not fault:
@@ -265,8 +265,12 @@ class Summaries:
             return run_state(end.ending, status, quiet, self._host, self._lives)
         if trainer is None:
             return None
-        finished = trainer.meter.step >= trainer.plan.num_iterations
-        return "finished" if finished else "interrupted"
+        return unlogged_state(trainer.meter.step, trainer.plan.num_iterations)
+
+
+def unlogged_state(step: int, total_steps: int) -> State:
+    """Return the state of a run without a log, as its newest saved step has it."""
+    return "finished" if step >= total_steps else "interrupted"
 
 
 def summaries(home: Home) -> list[RunSummary]:

@@ -348,8 +348,10 @@ def provenance_table(facts: RunFacts, generator: str) -> Html:
         rows.append(("trained with", f"mlxchat {trainer.mlxchat}, MLX {trainer.mlx}"))
         seed = getattr(trainer.settings, "seed", None)
         rows.append(("seed", "—" if seed is None else f"{seed}"))
-    rows.append(("machine", facts.device or "unknown"))
-    rows.append(("from", f"{moment(facts.log.first)} to {moment(facts.log.last)}"))
+    if facts.state is not None:
+        rows.append(("machine", facts.device or "unknown"))
+    if facts.log.first is not None:
+        rows.append(("from", f"{moment(facts.log.first)} to {moment(facts.log.last)}"))
     training = facts.history.trainings[-1] if facts.history and facts.history.trainings else None
     if training and training.began_with:
         rows.append(("began with", training.began_with))
@@ -359,7 +361,8 @@ def provenance_table(facts: RunFacts, generator: str) -> Html:
     if len(facts.saved) > 1:
         rows.append(("saved steps", ", ".join(f"{step:,}" for step in facts.saved[-50:])))
     resumes = "; ".join(f"{text}" for _, text in interruptions(facts))
-    rows.append(("resumes", resumes or "none: one process trained it"))
+    if facts.log.starts:
+        rows.append(("resumes", resumes or "none: one process trained it"))
     for replan in facts.log.replans[-20:]:
         words = f"from {replan.before:,} to {replan.total_steps:,}, to keep {replan.budget}"
         rows.append((f"steps changed at step {replan.step:,}", words))

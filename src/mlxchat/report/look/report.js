@@ -6,6 +6,7 @@
   const svgNames = "http://www.w3.org/2000/svg";
   const superscript = (number) => String(number).replace(/./g, (digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"["0123456789-".indexOf(digit)]);
   const smoothed = "_smoothed";
+  const apart = 2;  // of the chart's width: a point further than that from the cursor says where it is
 
   const chosen = (name) => document.querySelector(`input[name=${name}]:checked`).id.split("-")[1];
 
@@ -43,11 +44,15 @@
   function quantity(value, unit) {
     if (value === null) return "not finite";
     if (unit === "share") return `${(100 * value).toFixed(1)}%`;
-    if (unit === "bytes") return `${(value / 2 ** 30).toFixed(2)} GiB`;
+    if (unit === "bytes") {
+      const [size, name] = value < 2 ** 30 ? [2 ** 20, "MiB"] : [2 ** 30, "GiB"];
+      return `${(value / size).toFixed(2)} ${name}`;
+    }
     return figure(value);
   }
 
   function duration(seconds) {
+    if (seconds > 0 && seconds < 10) return `${Number(seconds.toPrecision(2))} s`;
     const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
     let left = Math.round(seconds);
     const words = [];
@@ -60,8 +65,7 @@
 
   function place(value, axis) {
     if (axis === "time") return duration(value);
-    const unit = { step: "step ", tokens: "tokens ", flops: "FLOPs " }[axis];
-    return unit + figure(value);
+    return axis === "step" ? `step ${figure(value)}` : `${figure(value)} ${axis === "flops" ? "FLOPs" : axis}`;
   }
 
   for (const chart of document.querySelectorAll("svg[data-chart]")) {
@@ -115,6 +119,7 @@
         let text = quantity(one.value, chart.dataset.unit);
         if (one.series.low) text += ` (${quantity(one.series.low[one.at], chart.dataset.unit)} to ` +
           `${quantity(one.series.high[one.at], chart.dataset.unit)})`;
+        if (!(Math.abs(along(one.x) - along(closest.x)) <= apart)) text += `, ${place(one.x, axis)}`;
         line.append(swatch, `${words.join(", ")} ${text}`.trim());
         values.append(line);
       }
