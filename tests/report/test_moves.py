@@ -19,6 +19,7 @@ from mlxchat.errors import CheckpointError, ConfigError, DiskError, LockedError,
 from mlxchat.home import Home
 from mlxchat.report.moves import copy_run, planned_removals, remove_run, rename_run
 from mlxchat.report.places import all_runs, find_run
+from mlxchat.ui.runs import removal_in_words
 
 
 @pytest.fixture
@@ -213,6 +214,17 @@ def test_a_removal_says_what_it_removes(place: Home) -> None:
     remove_run(place, "fox")
     assert names(place) == ["fox-sft"]
     assert not list(place.runs.iterdir())
+
+
+def test_an_adapter_whose_model_a_copy_has_is_named_apart(place: Home) -> None:
+    """It has no weights of its own that would make up for those that are removed."""
+    put_adapter(place, "fox-lora", place.runs / "fox" / "step_000030")
+    copy_run(place, "fox", "hen")
+    [removal] = planned_removals(place, ["fox"])
+    assert (removal.continued, removal.adapters) == ((), ("fox-lora",))
+    assert any(
+        "find in another run as well: fox-lora" in line for line in removal_in_words(removal)
+    )
 
 
 def test_the_model_below_an_adapter_stays(place: Home) -> None:

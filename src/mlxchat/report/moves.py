@@ -120,12 +120,14 @@ class RunRemoval:
         run: the run.
         use: the bytes of its files; those that other runs share stay on the disk.
         continued: the runs that began with its model, and have weights of their own.
+        adapters: the adapters on its model, whose weights another run has, too.
         others: files in its folder that no training wrote.
     """
 
     run: RunSummary
     use: DiskUse
     continued: tuple[str, ...]
+    adapters: tuple[str, ...]
     others: tuple[str, ...]
 
 
@@ -146,9 +148,11 @@ def planned_removals(home: Home, names: Sequence[str]) -> list[RunRemoval]:
         with _held(home, places):
             _require_no_adapter_on(places, chosen, every)
         [run] = [run for run in every if run.name == places.name]
-        later = beginning_with(places.name, every)
-        continued = tuple(one.name for one in later if one.name not in names)
-        removals.append(RunRemoval(run, disk_use(places.paths), continued, _others(places.folder)))
+        later = [one for one in beginning_with(places.name, every) if one.name not in names]
+        continued = tuple(one.name for one in later if one.model.base is None)
+        adapters = tuple(one.name for one in later if one.model.base is not None)
+        use, others = disk_use(places.paths), _others(places.folder)
+        removals.append(RunRemoval(run, use, continued, adapters, others))
     return removals
 
 

@@ -198,4 +198,7 @@ def removal_in_words(removal: "RunRemoval") -> list[str]:
     if removal.continued:
         names = ", ".join(map(in_one_line, removal.continued))
         lines.append(f"  Began with its model, and have weights of their own: {names}.")
+    if removal.adapters:
+        names = ", ".join(map(in_one_line, removal.adapters))
+        lines.append(f"  Adapters on its model, which they find in another run as well: {names}.")
     return lines
