@@ -13,7 +13,9 @@ import pytest
 from support.hub_server import Fault, HubServer, address, write_shard
 from support.marks import slow
 
+from mlxchat.__main__ import run_program
 from mlxchat.checkpoint import store
+from mlxchat.cli import app
 from mlxchat.data.shards import DATASETS
 from mlxchat.home import Home
 from mlxchat.telemetry.status import read_status, status_path
@@ -113,6 +115,33 @@ def test_a_second_interrupt_ends_at_once(supervise: list[str], prepared_home: Pa
     assert not store.steps(place.runs / "tiny")
     status = read_status(status_path(place.log("tiny")))
     assert status and status.ended == "interrupted"
+
+
+WHILE_IMPORTING = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from mlxchat.__main__ import run_program
+run_program()
+"""
+
+
+def test_interrupted_while_it_is_imported_it_ends_without_a_word() -> None:
+    command = [sys.executable, "-c", WHILE_IMPORTING, "runs", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_once_it_is_imported_interrupts_are_python_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[object]()
+    monkeypatch.setattr(app, "main", lambda: seen.append(signal.getsignal(signal.SIGINT)))
+    run_program()
+    assert seen == [signal.getsignal(signal.SIGINT)] != [signal.SIG_DFL]
 
 
 def test_interrupted_while_a_tokenizer_reads_text_it_leaves_nothing(home: Path) -> None:
