@@ -13,7 +13,7 @@ from support.run_homes import MadeRun, put_adapter, put_evaluation
 from mlxchat.checkpoint import store
 from mlxchat.cli import questions
 from mlxchat.home import Home
-from mlxchat.report.places import all_runs
+from mlxchat.report.places import all_runs, disk_use, find_run
 
 
 @pytest.fixture
@@ -97,6 +97,14 @@ def test_show(program: Program, place: Home) -> None:
     assert code == 1 and "Did you mean fox?" in told
     assert "Did you mean fox?" in program("runs", "show", "FOX")[2]
     assert "called ''." in program("runs", "show", "")[2]
+
+
+def test_bytes_that_removed_runs_share_count_once(program: Program, place: Home) -> None:
+    assert program("runs", "copy", "fox", "fox2")[0] == 0
+    one = disk_use(find_run(place, "fox").paths).bytes
+    code, said, _ = program("runs", "remove", "fox", "fox2", "--yes", "--json")
+    assert code == 0
+    assert one < json.loads(said)["bytes"] < 2 * one  # logs are copied, saved steps are linked
 
 
 def test_compare(program: Program, place: Home) -> None:

@@ -216,6 +216,14 @@ def test_a_removal_says_what_it_removes(place: Home) -> None:
     assert not list(place.runs.iterdir())
 
 
+def test_what_runs_share_goes_when_all_of_them_are_removed(place: Home) -> None:
+    copy_run(place, "fox", "hen")
+    both = planned_removals(place, ["fox", "hen"])
+    assert [removal.use.shared for removal in both] == [0, 0]
+    [one] = planned_removals(place, ["fox"])
+    assert one.use.shared > 1000
+
+
 def test_an_adapter_whose_model_a_copy_has_is_named_apart(place: Home) -> None:
     """It has no weights of its own that would make up for those that are removed."""
     put_adapter(place, "fox-lora", place.runs / "fox" / "step_000030")

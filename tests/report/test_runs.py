@@ -204,6 +204,7 @@ def test_files_that_are_linked_count_once(tmp_path: Path) -> None:
     (tmp_path / "b").hardlink_to(tmp_path / "a")
     assert disk_use([tmp_path]) == (100, 0)
     assert disk_use([tmp_path / "a"]) == (100, 100)
+    assert disk_use([tmp_path / "a"], beside=[tmp_path / "b"]) == (100, 0)
     (tmp_path / "above").symlink_to(tmp_path)
     assert disk_use([tmp_path]) == (100, 0)
     assert disk_use([tmp_path / "missing"]) == (0, 0)

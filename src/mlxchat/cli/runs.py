@@ -174,11 +174,12 @@ def runs_remove_command(
     the adapter is removed as well.
     """
     from mlxchat.report.moves import planned_removals, remove_run
+    from mlxchat.report.places import disk_use
     from mlxchat.ui.runs import removal_in_words
 
     home = Home.from_environment()
     planned = planned_removals(home, names)
-    total = sum(removal.use.bytes for removal in planned)
+    total = disk_use([path for one in planned for path in one.run.places.paths]).bytes
     if not json:
         for removal in planned:
             for line in removal_in_words(removal):

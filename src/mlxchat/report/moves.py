@@ -118,7 +118,7 @@ class RunRemoval:
 
     Attributes:
         run: the run.
-        use: the bytes of its files; those that other runs share stay on the disk.
+        use: the bytes of its files; those that runs which are not removed share stay on the disk.
         continued: the runs that began with its model, and have weights of their own.
         adapters: the adapters on its model, whose weights another run has, too.
         others: files in its folder that no training wrote.
@@ -151,7 +151,8 @@ def planned_removals(home: Home, names: Sequence[str]) -> list[RunRemoval]:
         later = [one for one in beginning_with(places.name, every) if one.name not in names]
         continued = tuple(one.name for one in later if one.model.base is None)
         adapters = tuple(one.name for one in later if one.model.base is not None)
-        use, others = disk_use(places.paths), _others(places.folder)
+        beside = [path for one in chosen if one != places for path in one.paths]
+        use, others = disk_use(places.paths, beside), _others(places.folder)
         removals.append(RunRemoval(run, use, continued, adapters, others))
     return removals
 

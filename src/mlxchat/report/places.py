@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -122,18 +123,25 @@ class DiskUse(NamedTuple):
     shared: int = 0
 
 
-def disk_use(paths: Iterable[Path]) -> DiskUse:
+def disk_use(paths: Iterable[Path], beside: Iterable[Path] = ()) -> DiskUse:
     """Return the bytes of files and of all in folders; what vanishes meanwhile does not count.
 
     A file that is linked several times, as those of a copied run are, counts once.
+
+    Args:
+        paths: the files and folders.
+        beside: others, which may share files with them: what is removed together.
     """
-    links: dict[tuple[int, int], int] = {}
-    facts: dict[tuple[int, int], os.stat_result] = {}
-    for found in _files(paths):
-        key = found.st_dev, found.st_ino
-        facts[key], links[key] = found, links.get(key, 0) + 1
+    own = list(_files(paths))
+    facts = {_key(found): found for found in own}
+    links = Counter(_key(found) for found in (*own, *_files(beside)))
     shared = sum(found.st_size for key, found in facts.items() if found.st_nlink > links[key])
     return DiskUse(sum(found.st_size for found in facts.values()), shared)
+
+
+def _key(found: os.stat_result) -> tuple[int, int]:
+    """Return what tells a file from others, whatever its names."""
+    return found.st_dev, found.st_ino
 
 
 def _files(entries: Iterable[Path | os.DirEntry[str]]) -> Iterator[os.stat_result]:
