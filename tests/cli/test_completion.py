@@ -28,7 +28,10 @@ def runs(home: Path) -> Home:
     made = Home(home)
     for run in (made.runs / "d4", made.runs / "d12", made.finetuned / "d4-sft"):
         store.directory(run, 5).mkdir(parents=True)
+        (store.directory(run, 5) / "trainer.json").touch()
+    store.directory(made.runs / "imported", 0).mkdir(parents=True)
     (made.runs / "empty").mkdir()
+    made.log("failed").parent.mkdir(parents=True)  # before it had saved a step
     made.data("novel").mkdir(parents=True)
     return made
 
@@ -71,13 +74,16 @@ def asked(monkeypatch: pytest.MonkeyPatch, shell: str, line: str) -> str:
         ("mlxchat rl --resume ", []),
         ("mlxchat chat --model-tag d4", ["d4", "d4-sft"]),
         ("mlxchat train --model-tag d1", ["d12"]),
-        ("mlxchat sft --source ", ["d12", "d4", "d4-sft"]),
+        ("mlxchat sft --source ", ["d12", "d4", "d4-sft", "imported"]),
         ("mlxchat rl --source d4-", ["d4-sft"]),
         ("mlxchat train --init-from d1", ["d12"]),
         ("mlxchat checkpoints list --model-tag d1", ["d12"]),
         ("mlxchat import x --onto d1", ["d12"]),
         ("mlxchat runs show d4-", ["d4-sft"]),
         ("mlxchat runs compare d12 d4-", ["d4-sft"]),
+        ("mlxchat runs remove d12 f", ["failed"]),
+        ("mlxchat report f", ["failed"]),
+        ("mlxchat chat --model-tag f", []),
         ("mlxchat data remove no", ["novel"]),
         ("mlxchat train --dataset ", ["fineweb-edu", "climbmix", "builtin", "novel"]),
         ("mlxchat data fetch --dataset no", ["novel"]),

@@ -80,6 +80,17 @@ def latest(run: Path) -> Path | None:
     return newest
 
 
+def is_resumable(run: Path) -> bool:
+    """Return whether training can resume from the newest step of a run, if that is undamaged.
+
+    It cannot from an imported model, a quantized copy, or a run that cannot be read.
+    """
+    with suppress(MlxchatError):
+        newest = latest(run)
+        return newest is not None and (newest / files.TRAINER).exists()
+    return False
+
+
 def size(folder: Path) -> int:
     """Return the bytes of the files in a directory, without broken links.
 

@@ -31,7 +31,17 @@ _STAGES = {name: stage for stage, name in COMMAND_OF_STAGE.items()}
 def run_names(incomplete: str) -> list[str]:
     """Return the names of the runs of all stages that begin so, if they have saved a step."""
     with suppress(MlxchatError):
-        return _runs(Home.from_environment().stages, incomplete)
+        return _runs(Home.from_environment().stages, incomplete, store.steps)
+    return []
+
+
+def recorded_names(incomplete: str) -> list[str]:
+    """Return the names of all runs that begin so, those among them of which there is only a log."""
+    from mlxchat.report.places import all_runs
+
+    with suppress(MlxchatError):
+        names = dict.fromkeys(run.name for run in all_runs(Home.from_environment()))
+        return [name for name in names if name.startswith(incomplete)]
     return []
 
 
@@ -39,7 +49,8 @@ def resumable_names(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names of the runs that a command can resume: those of its stage."""
     with suppress(MlxchatError):
         home, stage = Home.from_environment(), _STAGES.get(str(context.info_name))
-        return _runs([home.stage(stage)] if stage else home.stages, incomplete)
+        folders = [home.stage(stage)] if stage else home.stages
+        return _runs(folders, incomplete, store.is_resumable)
     return []
 
 
@@ -51,12 +62,13 @@ def data_names(incomplete: str) -> list[str]:
     return [name for name in dict.fromkeys(found) if name.startswith(incomplete)]
 
 
-def _runs(stages: Iterable[Path], incomplete: str) -> list[str]:
+def _runs(stages: Iterable[Path], incomplete: str, offered: Callable[[Path], object]) -> list[str]:
+    """Return the names of the runs that begin so, if ``offered`` finds their folders to be right."""
     named = [run for run in catalog.runs(stages) if run.name.startswith(incomplete)]
     found = []
     for run in named:
         with suppress(OSError):
-            found += [run.name] if store.steps(run) else []
+            found += [run.name] if offered(run) else []
     return found
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlxchat.cli.completion import run_names
+from mlxchat.cli.completion import recorded_names
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.session import exit_promptly
 from mlxchat.home import Home
@@ -24,7 +24,7 @@ def report_command(
             metavar="NAME",
             help="Runs to report on. With several, all others are compared with the first.",
             show_default=False,
-            autocompletion=run_names,
+            autocompletion=recorded_names,
         ),
     ],
     output: Annotated[

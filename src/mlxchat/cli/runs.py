@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlxchat.cli.completion import run_names
+from mlxchat.cli.completion import recorded_names
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.questions import Yes, require_agreement
 from mlxchat.cli.session import exit_promptly
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 RunName = Annotated[
     str,
     typer.Argument(
-        metavar="NAME", help="Name of a run.", show_default=False, autocompletion=run_names
+        metavar="NAME", help="Name of a run.", show_default=False, autocompletion=recorded_names
     ),
 ]
 RunNames = Annotated[
     list[str],
     typer.Argument(
-        metavar="NAME", help="Names of runs.", show_default=False, autocompletion=run_names
+        metavar="NAME", help="Names of runs.", show_default=False, autocompletion=recorded_names
     ),
 ]
 NewRunName = Annotated[str, typer.Argument(metavar="NEW", help="Its new name.", show_default=False)]

@@ -47,17 +47,18 @@ def settings_to_resume(
     listed = catalog.runs(home.stages)
     found = [run for run in listed if run.name == name]
     if not found:
-        own = [run.name for run in listed if run.parent == home.stage(stage.name)]
+        of_stage = [run for run in listed if run.parent == home.stage(stage.name)]
+        own = [run.name for run in of_stage if store.is_resumable(run)]
         raise NotFound(
             f"There is no run {one_line(name)!a} to resume in {home.stage(stage.name)}.",
             _others(name, own),
         )
     [run] = [run for run in found if run.parent == home.stage(stage.name)] or found[:1]
-    of_stage = home.stage_of(run)
-    if of_stage != stage.name:
+    other = home.stage_of(run)
+    if other != stage.name:
         raise ConfigError(
-            f"{name} is a run of {of_stage}, not of {stage.name}.",
-            f"Resume it with: {command(COMMAND_OF_STAGE[of_stage], resume=name)}",
+            f"{name} is a run of {other}, not of {stage.name}.",
+            f"Resume it with: {command(COMMAND_OF_STAGE[other], resume=name)}",
         )
     newest = store.latest(run)
     if newest is None:
