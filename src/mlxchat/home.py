@@ -4,6 +4,8 @@
 """
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,25 @@ def expanded(path: str | Path) -> Path:
             f"{path} is in your home folder, whose location is unknown.",
             "Set HOME, or set MLXCHAT_HOME to the folder where mlxchat keeps its files.",
         ) from error
+
+
+def from_anywhere(text: str, is_name: Callable[[str], object]) -> str:
+    """Return a path as an absolute one, if it is there, so that a run resumes from any folder.
+
+    Args:
+        text: the path, perhaps with more behind colons, such as a weight. What is not there stays
+            as it is, for an error message that quotes it.
+        is_name: tells what is no path, but the name of something.
+    """
+    parts = text.split(":")
+    for count in range(len(parts), 0, -1):
+        path = ":".join(parts[:count])
+        if is_name(path):
+            return text
+        with suppress(OSError):  # it is too long, say
+            if path and expanded(path).exists():
+                return ":".join([str(expanded(path).absolute()), *parts[count:]])
+    return text
 
 
 def cache_folder() -> Path:

@@ -9,6 +9,7 @@ from mlxchat.checkpoint.catalog import new_run
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import PRESETS, PretrainConfig
 from mlxchat.config.recipes import BUDGET_RECIPE, CLASSIC_RECIPE, MODERN_RECIPE, Recipe
+from mlxchat.config.rl import RlConfig
 from mlxchat.config.run import is_name
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import ConfigError, MlxchatError
@@ -208,3 +209,25 @@ def test_a_run_is_sampled_five_times_by_default() -> None:
     assert [config.sampling_interval(total) for total in (1, 5, 100, 101)] == [1, 1, 20, 21]
     assert PretrainConfig(sample_every=7).sampling_interval(100) == 7
     assert PretrainConfig(sample_every=0).sampling_interval(100) == 0
+
+
+def test_paths_that_are_there_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is resumed by its name may be so in another folder; names stay names."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("chats.jsonl", "builtin", "answer", "mine.py", "gsm8k"):
+        (tmp_path / name).touch()
+    given = ["chats.jsonl", "chats.jsonl:0.5", "builtin:2", "./builtin", "spelling-2", "no.jsonl"]
+    assert SftConfig(data=given).data == [
+        f"{tmp_path}/chats.jsonl",
+        f"{tmp_path}/chats.jsonl:0.5",
+        "builtin:2",
+        f"{tmp_path}/builtin",
+        "spelling-2",
+        "no.jsonl",
+    ]
+    rl = RlConfig(task="chats.jsonl", reward=["mine.py:brief:0.5", "answer:2"])
+    assert rl.task == f"{tmp_path}/chats.jsonl"
+    assert rl.reward == [f"{tmp_path}/mine.py:brief:0.5", "answer:2"]
+    assert RlConfig(task="gsm8k").task == "gsm8k"

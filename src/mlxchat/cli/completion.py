@@ -63,7 +63,7 @@ def data_names(incomplete: str) -> list[str]:
 
 
 def _runs(stages: Iterable[Path], incomplete: str, offered: Callable[[Path], object]) -> list[str]:
-    """Return the names of the runs that begin so, if ``offered`` finds their folders to be right."""
+    """Return the names of the runs that begin so, and whose folder ``offered`` accepts."""
     named = [run for run in catalog.runs(stages) if run.name.startswith(incomplete)]
     found = []
     for run in named:

@@ -9,9 +9,11 @@ from mlxchat.config.inference import Sampling
 from mlxchat.config.lora import AdapterRun
 from mlxchat.config.pretrain import LARGEST_CONTEXT
 from mlxchat.config.run import LARGEST_COUNT, RunConfig, name_after
+from mlxchat.data.questions.choice import GENERATED, GSM8K
 from mlxchat.errors import ConfigError
-from mlxchat.home import expanded
+from mlxchat.home import expanded, from_anywhere
 
+BUILT_IN_REWARDS = ("answer", "form")
 INDEPENDENT_HERE = frozenset({"eval_questions", "eval_samples", "task_data"})
 PASS_SIZE = 8  # nanochat's device batch
 
@@ -142,6 +144,16 @@ class RlConfig(AdapterRun, RunConfig):
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and expanded(path).absolute()
+
+    @field_validator("task")
+    @classmethod
+    def _absolute_task(cls, task: str) -> str:
+        return from_anywhere(task, lambda name: name in (*GENERATED, GSM8K))
+
+    @field_validator("reward")
+    @classmethod
+    def _absolute_reward(cls, reward: list[str] | None) -> list[str] | None:
+        return reward and [from_anywhere(text, BUILT_IN_REWARDS.__contains__) for text in reward]
 
     @model_validator(mode="after")
     def _consistent(self) -> "RlConfig":

@@ -2,13 +2,14 @@
 
 from typing import ClassVar
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from mlxchat.config.lora import AdapterRun
 from mlxchat.config.run import LARGEST_COUNT, RunConfig, name_after
-from mlxchat.data.chats.sources import VALIDATION_SHARE
+from mlxchat.data.chats.sources import VALIDATION_SHARE, is_named_source
 from mlxchat.data.files import UTF_8
 from mlxchat.errors import ConfigError
+from mlxchat.home import from_anywhere
 
 ENCODING = "Encoding of text without a byte-order mark, such as latin-1."
 SKIP_BAD = "Skip lines and rows that cannot be read, and report how many."
@@ -109,6 +110,11 @@ class ConversationConfig(AdapterRun, RunConfig):
         lt=2**32,
         description="Random seed for the order of conversations and for generated ones.",
     )
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, data: list[str] | None) -> list[str] | None:
+        return data and [from_anywhere(text, is_named_source) for text in data]
 
     @model_validator(mode="after")
     def _require_one_length(self) -> "ConversationConfig":

@@ -17,10 +17,10 @@ from mlxchat.checkpoint import catalog, layout, store, trainer
 from mlxchat.config.rl import RlConfig
 from mlxchat.config.run import is_name
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.data.questions.choice import GENERATED, TaskChoice
+from mlxchat.data.questions.choice import GENERATED, GSM8K, TaskChoice
 from mlxchat.data.questions.levels import FoundLevel, find_level
 from mlxchat.data.questions.question import QuestionSource, TaskQuestion
-from mlxchat.data.questions.tasks import GSM8K, GSM8K_SOURCE, questions_of
+from mlxchat.data.questions.tasks import GSM8K_SOURCE, questions_of
 from mlxchat.engine.rollout import answer_keys
 from mlxchat.errors import CheckpointError, ConfigError, DataError, MlxchatError, NotFound, command
 from mlxchat.home import Home

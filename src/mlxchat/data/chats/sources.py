@@ -55,6 +55,11 @@ class Source:
         return self.path is None and self.task is None
 
 
+def is_named_source(name: str) -> bool:
+    """Return whether a name is that of the built-in corpus or of a task."""
+    return name == BUILTIN or TaskChoice.parse(name) is not None
+
+
 def parse(text: str, encoding: str = UTF_8, skip_bad: bool = False) -> Source:
     """Parse ``PATH`` or ``PATH:WEIGHT``; a path that exists is never split.
 
@@ -142,5 +147,5 @@ def _source(name: str, weight: float, encoding: str, skip_bad: bool) -> Source:
     if not name:
         raise DataError("One of the conversation sources has an empty name.", _FORM)
     task = TaskChoice.parse(name)
-    path = None if task or name == BUILTIN else expanded(name)
+    path = None if is_named_source(name) else expanded(name)
     return Source(path, weight, encoding, skip_bad, task)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mlxchat.errors import ConfigError
 
 GENERATED = ("arithmetic", "spelling", "counting")
+GSM8K = "gsm8k"  # the task that is read from files of its own
 _CALCULATOR = "calculator"
 _NAMED = re.compile(rf"({'|'.join(GENERATED)})(?:-(\d{{1,3}}))?(-{_CALCULATOR})?")
 
