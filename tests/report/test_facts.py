@@ -61,6 +61,7 @@ def test_a_model_that_no_run_has_trained_lacks_nothing(place: Home) -> None:
     assert not any(word in said for word in ("sign of life", "cannot be", ">resumes", ">unknown"))
     beside = page([Shown(read_facts(place, "fox")), Shown(facts)], BEGAN)
     assert "copy has not ended" not in beside
+    assert 'for="x-flops"' in beside
     assert '>finished</td><td class="n">model</td>' in beside
 
 

@@ -147,7 +147,8 @@ def charts(runs: Sequence[RunCurves]) -> list[Chart]:
 
     The loss of reinforcement learning is none: it says nothing about the model.
     """
-    axes = [axis for axis, has in _AXES.items() if all(map(has, (run.facts for run in runs)))]
+    shown = [run.facts for run in runs if run.series]  # one without curves forbids no axis
+    axes = [axis for axis, has in _AXES.items() if all(map(has, shown))]
     drawn = any(run.facts.drawn for run in runs)
     found = []
     for kind in _KINDS:
