@@ -86,12 +86,14 @@ def test_show(program: Program, place: Home) -> None:
         "Derived",
         "step 40",
         "saw 40 hens",
+        "Python 3.12.3, macOS 26.1, arm64",
     ):
         assert part in said
     assert "Defaults" not in said and "Defaults" in program("runs", "show", "fox", "--all")[1]
     assert said.splitlines()[-1].startswith("mlxchat train --dataset builtin")
     shown = json.loads(program("runs", "show", "fox", "--json")[1])
     assert shown["settings"]["depth"] == {"value": "2", "origin": "given"}
+    assert shown["starts"][0]["python"] == "3.12.3"
     assert shown["samples"][0]["text"] == " saw 40 hens." and len(shown["checkpoints"]) == 2
     code, _, told = program("runs", "show", "fx")
     assert code == 1 and "Did you mean fox?" in told

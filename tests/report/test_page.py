@@ -81,6 +81,8 @@ def test_a_run_is_shown_whole(home: Path) -> None:
     assert run["series"]["loss"]["step"] == list(range(1, 101))
     assert run["resumes"][0]["step"] == 40
     assert len(run["series"]["bits_per_byte"]["value"]) == 10
+    assert page.text.count("Python 3.12.3, macOS 26.1, arm64") == 1  # in both its processes
+    assert run["software"] == ["Python 3.12.3, macOS 26.1, arm64"]
 
 
 def test_what_a_run_said_cannot_become_markup(home: Path) -> None:

@@ -253,6 +253,7 @@ def facts_in_json(facts: RunFacts) -> dict[str, Any]:
         "stage": facts.stage,
         "state": facts.state,
         "device": facts.device,
+        "software": list(facts.software),
         "parameters": facts.parameters,
         "step": facts.step,
         "total_steps": facts.total_steps,

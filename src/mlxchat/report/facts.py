@@ -224,6 +224,12 @@ class RunFacts:
         return self.log.started.where if self.log.started else None
 
     @property
+    def software(self) -> tuple[str, ...]:
+        """Python and the operating system of its processes, each once; empty of older logs."""
+        named = (start.software for start in self.log.starts)
+        return tuple(dict.fromkeys(filter(None, named)))
+
+    @property
     def parameters(self) -> int | None:
         """The parameters of the model."""
         if self.log.started:

@@ -349,6 +349,8 @@ def provenance_table(facts: RunFacts, generator: str) -> Html:
         seed = getattr(trainer.settings, "seed", None)
         rows.append(("seed", "—" if seed is None else f"{seed}"))
     rows.append(("machine", facts.device or "unknown"))
+    if facts.software:
+        rows.append(("Python and system", "; ".join(facts.software)))
     rows.append(("from", f"{moment(facts.log.first)} to {moment(facts.log.last)}"))
     training = facts.history.trainings[-1] if facts.history and facts.history.trainings else None
     if training and training.began_with:

@@ -103,6 +103,8 @@ def _overview(run: RunDescription) -> list[tuple[str, str]]:
         began = "resumed" if number else "started"
         at = f" at step {start.step:,}" if start.step else ""
         add(began, f"{datetime.fromtimestamp(start.time):{WHEN}}{at}, {start.where}")
+        if number == 0 or start.software != run.starts[number - 1].software:
+            add("software", start.software)
     add("size", amount(summary.bytes, "bytes"))
     add("folder", summary.places.folder)
     add("log", summary.places.log)
