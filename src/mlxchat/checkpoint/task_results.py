@@ -28,6 +28,7 @@ from mlxchat.checkpoint.files import (
     sha256_of,
     unreadable,
 )
+from mlxchat.config.inference import TASK_NAMES
 from mlxchat.disk import replacing, storing, sync
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -243,7 +244,7 @@ def _merge(path: Path, new: Sequence[TaskResult]) -> None:
     with storing(path), _locked(path.parent):
         merged = {result.settings: result for result in read_results(path)}
         merged |= {result.settings: result for result in new}
-        tasks = list(dict.fromkeys(result.task for result in merged.values()))
+        tasks = list(dict.fromkeys([*TASK_NAMES, *(result.task for result in merged.values())]))
         results = sorted(merged.values(), key=lambda result: tasks.index(result.task))
         content = {"format": 1, "results": [each.model_dump(mode="json") for each in results]}
         text = json.dumps(content, indent=2)

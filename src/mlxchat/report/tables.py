@@ -343,9 +343,9 @@ def tasks_table(facts: RunFacts) -> Html:
     rows = [
         (
             result.task,
-            share_in_words(result.random),
             result.interval,
             f"{result.asked:,}",
+            share_in_words(result.random),
             f"{result.centered:.3f}",
             f"{judged.step:,}",
             settings_in_words(result),
@@ -354,7 +354,7 @@ def tasks_table(facts: RunFacts) -> Html:
         for judged in reversed(facts.tasks)
         for result in judged.results
     ]
-    head = ("task", "guessing", "right", "of", "centered", "step", "asked with", "on")
+    head = ("task", "right", "of", "guessing", "centered", "step", "asked with", "on")
     return html_table(head, rows)
 
 
