@@ -61,6 +61,13 @@ def from_anywhere(text: str, is_name: Callable[[str], object]) -> str:
     return text
 
 
+def from_here(path: Path) -> Path:
+    """Return a path as it is typed in the working directory, if it is below that."""
+    with suppress(ValueError, OSError):  # it is elsewhere, or that directory is gone
+        return path.relative_to(Path.cwd())
+    return path
+
+
 def cache_folder() -> Path:
     """Return ``$XDG_CACHE_HOME``, else ``~/.cache``.
 
@@ -153,6 +160,11 @@ class Home:
     def base_evaluations(self) -> Path:
         """The folder of what models get right of CORE."""
         return self.root / "base_eval"
+
+    @property
+    def chat_evaluations(self) -> Path:
+        """The folder of the results of models on tasks."""
+        return self.root / "chat_eval"
 
     @property
     def reports(self) -> Path:

@@ -428,6 +428,24 @@ def test_changed_conversations_are_refused(based: Path, tmp_path: Path) -> None:
     assert isinstance(run(based, config)[-1], Ended)
 
 
+def test_a_run_resumes_from_another_folder(
+    based: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paths of its conversations are kept in full; earlier versions kept what was typed."""
+    write(tmp_path / "talks.jsonl", talks(40))
+    monkeypatch.chdir(tmp_path)
+    config = tuning(based, data=["talks.jsonl"], model_tag="moved")
+    run(based, config, stop_at=2)
+    saved = config.model_dump(mode="json")
+    monkeypatch.chdir("/")
+    stage = FineTuning(SftConfig.model_validate(saved), Home(based))
+    assert stage.config.data == [str(tmp_path / "talks.jsonl")]
+    documents = stage.open(stage.saved())
+    monkeypatch.chdir(tmp_path)
+    stage._require_same_files({"talks.jsonl": "x"}, {f"{tmp_path}/talks.jsonl": "x"})
+    documents.close()
+
+
 def test_files_that_another_version_reads_in_another_way_are_refused(
     based: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

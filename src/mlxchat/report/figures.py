@@ -9,6 +9,7 @@ from mlxchat.evaluate.pass_at_k import Interval
 from mlxchat.report.charts import line_look
 from mlxchat.report.compare import compute_multiplier, same_validation
 from mlxchat.report.facts import RunFacts
+from mlxchat.report.scores import beside_each_other
 from mlxchat.report.tables import (
     Html,
     table_of_runs,
@@ -166,12 +167,13 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
         if all(text == "—" for text in texts):
             continue
         values = [row.value(facts) for facts in runs]
-        best = _best(row, runs)
-        cells = [
-            Html(f"<strong>{escape(text)}</strong>") if best is not None and value == best else text
-            for text, value in zip(texts, values, strict=True)
-        ]
-        rows.append((row.name, *cells))
+        rule = row.best if _are_comparable(row, runs) else None
+        rows.append((row.name, *_best_in_bold(texts, values, rule)))
+    for task, of_each in beside_each_other([facts.tasks for facts in runs]).items():
+        texts = ["—" if of is None else f"{of.interval} of {of.asked:,}" for of in of_each]
+        alike = len({of.settings for of in of_each if of is not None}) == 1
+        shares = [None if of is None else of.share for of in of_each]
+        rows.append((task, *_best_in_bold(texts, shares, max if alike else None)))
     multipliers, explained = _multipliers(runs), ""
     if any(text != "—" for text in multipliers[1:]):
         rows.append(("compute multiplier", *multipliers))
@@ -197,14 +199,24 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
     return Html(f'<section class="figures">{table_of_runs(head, rows)}{below}</section>')
 
 
-def _best(row: _Row, runs: Sequence[RunFacts]) -> float | None:
-    """Return the best value of a row; None without one, or if the values cannot be compared."""
-    known = {facts.name: row.value(facts) for facts in runs if row.value(facts) is not None}
-    if row.best is None or len(set(known.values())) < 2:
-        return None
-    if row.of_text and same_validation([facts for facts in runs if facts.name in known]) is False:
-        return None
-    return row.best(known.values())
+def _are_comparable(row: _Row, runs: Sequence[RunFacts]) -> bool:
+    """Return whether the values of a row may be told apart by their size."""
+    known = [facts for facts in runs if row.value(facts) is not None]
+    return not row.of_text or same_validation(known) is not False
+
+
+def _best_in_bold(
+    texts: Sequence[str],
+    values: Sequence[float | None],
+    best: Callable[..., float] | None,
+) -> list[str]:
+    """Return cells of a row, those with the best value in bold if there are others."""
+    known = [value for value in values if value is not None]
+    chosen = best(known) if best and len(set(known)) > 1 else None
+    return [
+        Html(f"<strong>{escape(text)}</strong>") if chosen is not None and value == chosen else text
+        for text, value in zip(texts, values, strict=True)
+    ]
 
 
 def _multipliers(runs: Sequence[RunFacts]) -> list[str]:

@@ -156,8 +156,8 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         return documents
 
     def _require_same_files(self, before: dict[str, str], found: dict[str, str]) -> None:
-        before = {composed(name): file for name, file in before.items()}
-        found = {composed(name): file for name, file in found.items()}
+        before = {_place(name): file for name, file in before.items()}
+        found = {_place(name): file for name, file in found.items()}
         changed = sorted(name for name, _ in before.items() ^ found.items())
         if not changed:
             return
@@ -244,3 +244,8 @@ class FineTuning(ConversationStage[SftConfig]):
     settings = SftConfig
     after = ("pretraining", "mid-training")
     prepared = ANSWERS
+
+
+def _place(name: str) -> str:
+    """Return a file's name as an absolute path: version 0.2 saved it as it was typed."""
+    return composed(str(Path(name).absolute()))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mlxchat.data.files import COMPRESSED, ROWS, TEXT, UTF_8, found_in, kind, stem
 from mlxchat.data.questions.choice import GENERATED, TaskChoice
 from mlxchat.errors import DataError, NotFound, command
-from mlxchat.home import expanded
+from mlxchat.home import expanded, from_here
 
 BUILTIN = "builtin"
 LARGEST_WEIGHT = 1000
@@ -47,7 +47,7 @@ class Source:
     task: TaskChoice | None = None
 
     def __str__(self) -> str:
-        return str(self.path or self.task or BUILTIN)
+        return str(from_here(self.path) if self.path else self.task or BUILTIN)
 
     @property
     def is_corpus(self) -> bool:
@@ -107,27 +107,28 @@ def listing(source: Source) -> Listing:
     path = source.path
     if path is None:
         return Listing()
+    shown = from_here(path)
     if path.is_file():
         if kind(path) in TEXT:
             raise DataError(
-                f"{path} holds text, not conversations.",
-                f"To train on plain text: {command('data fetch', from_=path)}, then "
+                f"{shown} holds text, not conversations.",
+                f"To train on plain text: {command('data fetch', from_=shown)}, then "
                 f"{command('train')} with its name. {_FORM}",
             )
         if kind(path) not in ROWS:
-            raise DataError(f"{path} is not one of {', '.join(ROWS)}.", _FORM)
+            raise DataError(f"{shown} is not one of {', '.join(ROWS)}.", _FORM)
         return Listing((path,))
     if not path.exists():
-        raise NotFound(f"{path} does not exist.", _FORM)
+        raise NotFound(f"{shown} does not exist.", _FORM)
     everything = found_in(path, ROWS)
     found = [file for file in everything.files if file.name != HUB_MANIFEST]
     if not found:
         others = f" (files ignored: {everything})" if everything.passed_over else ""
-        raise DataError(f"There is no {', '.join(ROWS)} in {path}{others}.", _FORM)
+        raise DataError(f"There is no {', '.join(ROWS)} in {shown}{others}.", _FORM)
     splits = {file: split for file in found if (split := _split_for_evaluation(file, path))}
     if len(splits) == len(found):
         raise DataError(
-            f"Everything in {path} is meant for evaluation, such as {splits[found[0]]}.",
+            f"Everything in {shown} is meant for evaluation, such as {splits[found[0]]}.",
             "To train on it anyway, name the file itself.",
         )
     files = tuple(file for file in found if file not in splits)
