@@ -30,7 +30,7 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui import output
-from mlxchat.ui.console import Screen, answers, error, say, say_json, table, warning
+from mlxchat.ui.console import Screen, answers, close_screens, error, say, say_json, table, warning
 from mlxchat.ui.output import LiteralConsole, Output, console_for
 from mlxchat.ui.tables import Row, Section, show
 
@@ -167,6 +167,18 @@ def test_a_terminal_gets_a_panel_and_lines_above_it(width):
     assert "9/100" in panel and "3.0000" in panel
     assert panel.index("╯") < panel.index("Stopped after step 9")
     assert text.endswith("\x1b[?25h") or "\x1b[?25h" in panel  # the cursor is back
+
+
+def test_panels_can_be_ended_from_outside():
+    console = terminal()
+    with Screen(console=console, timer=lambda: 0.0) as screen:
+        screen.show(started())
+        close_screens()
+        console.print("why it ends")
+        text = console.file.getvalue()
+        assert text.index("\x1b[?25h") < text.index("why it ends")  # the cursor is back
+        screen.show(stepped(1, 1.0))
+    assert console.file.getvalue() == text
 
 
 def test_a_terminal_gets_bars_with_the_sum_last():

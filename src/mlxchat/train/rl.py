@@ -233,7 +233,8 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
     @cached_property
     def reward(self) -> CheckedReward:
         """The reward of an answer. Its functions' files are run when it is first used."""
-        return rewards_of(self.config.reward, _questions(self.config, self.home).check)
+        check = _questions(self.config, self.home).check
+        return rewards_of(self.config.reward, check, self.world.give_up)
 
     def require_named_data(self) -> None:
         """Check that the questions and the reward are there which the settings name."""

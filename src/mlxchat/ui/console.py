@@ -71,11 +71,23 @@ class Screen:
         self._view.show(event, self._meter)
 
     def __enter__(self) -> "Screen":
+        _screens.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._open = False
+        if self in _screens:
+            _screens.remove(self)
         self._view.close()
+
+
+_screens: list[Screen] = []  # within their contexts
+
+
+def close_screens() -> None:
+    """End all panels and bars, for a process that says why it ends and runs no clean-up."""
+    for screen in tuple(_screens):
+        screen.__exit__()
 
 
 def say(text: str = "", stream: TextIO | None = None) -> None:
