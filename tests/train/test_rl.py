@@ -93,6 +93,35 @@ def test_an_interrupted_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path: Pat
     assert_same(end_of(tmp_path / "home"), end_of(tmp_path / "straight"))
 
 
+def test_a_run_is_resumed_from_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = rl_config(tmp_path, task="questions.jsonl", reward=["./reward.py:reward:2", "form"])
+    assert config.task == str(tmp_path / "questions.jsonl")
+    assert config.reward == [f"{tmp_path / 'reward.py'}:reward:2", "form"]
+    rl_run(tmp_path / "home", config, stop_at=2)
+    state = trainer.read_state(
+        store.latest(Home(tmp_path / "home").stage(Reinforcement.name) / "run"),
+        {Reinforcement.name: RlConfig},
+    )
+    monkeypatch.chdir("elsewhere")
+    events = rl_run(tmp_path / "home", state.settings)
+    assert isinstance(events[-1], Ended) and events[-1].step == 4
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "gsm8k"])
+def test_a_file_with_the_name_of_a_task_does_not_take_its_place(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (task, "answer"):
+        (tmp_path / name).write_text("")
+    config = RlConfig(task=task, reward=["answer:0.5"])
+    assert (config.task, config.reward) == (task, ["answer:0.5"])
+
+
 @pytest.mark.parametrize("at", [33, 45])  # in step 2, between two tokens and between two rewards
 def test_a_run_that_is_stopped_while_it_draws_has_lost_nothing(at: int, tmp_path: Path) -> None:
     config = rl_config(tmp_path)

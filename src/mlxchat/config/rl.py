@@ -9,11 +9,27 @@ from mlxchat.config.inference import Sampling
 from mlxchat.config.lora import AdapterRun
 from mlxchat.config.pretrain import LARGEST_CONTEXT
 from mlxchat.config.run import LARGEST_COUNT, RunConfig, name_after
+from mlxchat.data.questions.choice import NAMED_TASKS
 from mlxchat.errors import ConfigError
 from mlxchat.home import expanded
 
 INDEPENDENT_HERE = frozenset({"eval_questions", "eval_samples", "task_data"})
 PASS_SIZE = 8  # nanochat's device batch
+BUILT_IN_REWARDS = ("answer", "form")  # others are functions of files
+
+
+def absolute_file(text: str) -> str:
+    """Return a text that begins with the path of a file, with an absolute one.
+
+    So a run can be resumed, and its questions read, from another working directory. A path ends
+    where the text does or before its first colon; a text without a file is left as it is.
+
+    >>> absolute_file("answer:0.5")
+    'answer:0.5'
+    """
+    name, colon, rest = text.partition(":")
+    path = expanded(name)
+    return f"{path.absolute()}{colon}{rest}" if path.is_file() else text
 
 
 class RlConfig(AdapterRun, RunConfig):
@@ -137,6 +153,19 @@ class RlConfig(AdapterRun, RunConfig):
     seed: int = Field(
         42, ge=0, lt=2**32, description="Random seed for the questions, their order and sampling."
     )
+
+    @field_validator("task")
+    @classmethod
+    def _absolute_task(cls, task: str) -> str:
+        return task if task in NAMED_TASKS else absolute_file(task)
+
+    @field_validator("reward")
+    @classmethod
+    def _absolute_rewards(cls, rewards: list[str] | None) -> list[str] | None:
+        return rewards and [
+            text if text.partition(":")[0] in BUILT_IN_REWARDS else absolute_file(text)
+            for text in rewards
+        ]
 
     @field_validator("task_data")
     @classmethod

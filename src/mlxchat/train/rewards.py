@@ -28,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from mlxchat.config.rl import BUILT_IN_REWARDS
 from mlxchat.counts import counted
 from mlxchat.data.fingerprint import fingerprint
 from mlxchat.data.questions.question import AnswerCheck, final_number, is_right
@@ -164,9 +165,6 @@ class NamedReward(NamedTuple):
     file: Path | None
 
 
-_BUILT_IN = ("answer", "form")
-
-
 def named_rewards(given: Sequence[str] | None) -> list[NamedReward]:
     """Read the names of rewards, each perhaps with a weight; see the top of this module.
 
@@ -176,14 +174,14 @@ def named_rewards(given: Sequence[str] | None) -> list[NamedReward]:
     rewards = []
     for text in given or ("answer",):
         named, weight = _with_weight(text)
-        if named in _BUILT_IN:
+        if named in BUILT_IN_REWARDS:
             rewards.append(NamedReward(named, weight, None))
             continue
         file, _, function = named.rpartition(":")
         if not file or not function.isidentifier():
             raise ConfigError(
-                f"The reward {text!r} is neither {' nor '.join(_BUILT_IN)}, nor the name of a "
-                "function.",
+                f"The reward {text!r} is neither {' nor '.join(BUILT_IN_REWARDS)}, nor the name "
+                "of a function.",
                 _FORM,
             )
         rewards.append(NamedReward(function, weight, expanded(file).absolute()))

@@ -17,10 +17,10 @@ from mlxchat.checkpoint import catalog, layout, store, trainer
 from mlxchat.config.rl import RlConfig
 from mlxchat.config.run import is_name
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.data.questions.choice import GENERATED, TaskChoice
+from mlxchat.data.questions.choice import GENERATED, GSM8K, TaskChoice
 from mlxchat.data.questions.levels import FoundLevel, find_level
 from mlxchat.data.questions.question import QuestionSource, TaskQuestion
-from mlxchat.data.questions.tasks import GSM8K, GSM8K_SOURCE, questions_of
+from mlxchat.data.questions.tasks import GSM8K_SOURCE, questions_of
 from mlxchat.engine.rollout import answer_keys
 from mlxchat.errors import CheckpointError, ConfigError, DataError, MlxchatError, NotFound, command
 from mlxchat.home import Home
@@ -278,7 +278,7 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         adapter = adapter_plan(folder, lora, resources.value_bytes)
         tokenizer = Tokenizer.load(folder)
         found = question_survey(documents.source, tokenizer, self.report, self.clock)
-        yield Noted(self.clock(), found.summary(documents.source.name))
+        yield Noted(self.clock(), found.summary(Path(documents.source.name).name))
         plan = rl_plan(config, layout.read_config(folder), found, resources, adapter)
         hold_memory(plan.memory_limit, plan.peak, config.wired)
         model, before, record = load_base(folder, home, config.dtype, lora, config.seed)

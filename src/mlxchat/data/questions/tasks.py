@@ -6,7 +6,7 @@ from random import Random
 from typing import NamedTuple
 
 from mlxchat.data.questions.arithmetic import ARITHMETIC_LEVELS, arithmetic_question
-from mlxchat.data.questions.choice import GENERATED, TaskChoice
+from mlxchat.data.questions.choice import GENERATED, GSM8K, TaskChoice
 from mlxchat.data.questions.files import file_questions, gsm8k_questions
 from mlxchat.data.questions.letters import (
     COUNTING_LEVELS,
@@ -19,7 +19,6 @@ from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import expanded
 from mlxchat.tokenizer.messages import Conversation
 
-GSM8K = "gsm8k"
 GSM8K_SOURCE = "https://huggingface.co/datasets/openai/gsm8k; MIT"  # and its licence
 TRAIN_QUESTIONS = 8_192  # of a generated task, in an epoch
 MOST_HELD_OUT = 400  # of a generated task, at most; nanochat measures as many
