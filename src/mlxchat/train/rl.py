@@ -50,6 +50,7 @@ from mlxchat.train.world import ALONE, World
 SHOWN = 2  # samples
 LEVEL_SAMPLES = 4  # answers to each question by which a level is chosen
 LEVEL_TOGETHER = 256
+HOPELESS = 0.1  # share of right answers below which published runs gained nothing
 
 
 def run_reinforcement(
@@ -110,17 +111,27 @@ def with_level(
                 return config.model_copy(update={"level": state.settings.level}), []
     found = _found_level(config, home, report, clock)
     if not found.share:
-        learnt = TaskChoice(config.task, 1, config.calculator)
         raise ConfigError(
             f"The model answers none of the {config.task} questions correctly, at any level, so "
             "there is nothing to reward.",
-            "Fine-tune it on the task first, or choose another `task`: "
-            + command("sft", source=config.source, data=str(learnt), model_tag=config.task),
+            f"Fine-tune it on the task first, or choose another `task`: {_to_learn(config)}",
         )
-    tried = ", ".join(f"{share:.0%} at level {level}" for level, share in found.shares.items())
-    note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.0%} right"
+    tried = ", ".join(f"{share:.1%} at level {level}" for level, share in found.shares.items())
+    note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.1%} right"
     note += "." if found.suits else f", though 20 to 60% would suit it better ({tried})."
-    return config.model_copy(update={"level": found.level}), [note]
+    notes = [note]
+    if found.share < HOPELESS:
+        notes.append(
+            f"From less than {HOPELESS:.0%} right, little is learned. Better fine-tune the model "
+            f"on the task first: {_to_learn(config)}"
+        )
+    return config.model_copy(update={"level": found.level}), notes
+
+
+def _to_learn(config: RlConfig) -> str:
+    """Return the command that fine-tunes the model on the easiest questions of its task."""
+    easiest = str(TaskChoice(config.task, 1, config.calculator))
+    return command("sft", source=config.source, data=easiest, model_tag=config.task)
 
 
 def _found_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> FoundLevel:

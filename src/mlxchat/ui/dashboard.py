@@ -139,8 +139,8 @@ def dashboard(
         label = f"evaluating {under_way.batch:,}/{under_way.batches:,}"
         lines.append(labelled_bar(label, under_way.batch, under_way.batches, inner, left=left))
     elif under_way:
-        label = f"sampling answers {under_way.answers:,}/{under_way.total:,}"
-        lines.append(labelled_bar(label, under_way.answers, under_way.total, inner, left=left))
+        done = under_way.rewarded or under_way.answers
+        lines.append(labelled_bar(under_way.in_words, done, under_way.total, inner, left=left))
     elif latest is None and waited >= SLOW:
         compiling = Text(f"compiling the first step, {duration(waited)} so far", style="dim")
         compiling.truncate(inner, overflow="ellipsis")

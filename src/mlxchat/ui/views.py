@@ -190,9 +190,11 @@ def _paced(pace: TaskProgress | None, event: Event, now: float) -> TaskProgress 
     """
     match event:
         case Evaluating():
-            name, done, total, unit = "evaluating", event.batch, event.batches, "batches"
-        case Drawing():
+            name, done, total, unit = "evaluating", event.batch, event.batches, event.unit
+        case Drawing(rewarded=0):
             name, done, total, unit = "drawing", event.answers, event.total, "answers"
+        case Drawing():
+            name, done, total, unit = "rewarding", event.rewarded, event.total, "answers"
         case _:
             return None
     progress = Progressed(event.time, name, done, total, unit)
