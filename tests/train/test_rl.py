@@ -5,6 +5,7 @@ import json
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.models import network, saved_in
@@ -15,6 +16,8 @@ from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.rl import RlConfig
 from mlxchat.data.questions.levels import FoundLevel
+from mlxchat.data.questions.question import QuestionSource
+from mlxchat.data.questions.tasks import questions_of
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.adapter import LoraConfig
@@ -115,6 +118,18 @@ def test_a_run_is_resumed_from_another_working_directory(
     monkeypatch.chdir("elsewhere")
     events = rl_run(tmp_path / "home", state.settings)
     assert isinstance(events[-1], Ended) and events[-1].step == 4
+
+
+def test_a_file_of_questions_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def reading(task: str, **settings: Any) -> QuestionSource:
+        read.append(task)
+        return questions_of(task, **settings)
+
+    monkeypatch.setattr(rl, "questions_of", reading)
+    rl_run(tmp_path / "home", rl_config(tmp_path, num_iterations=1))
+    assert read == [str(tmp_path / "questions.jsonl")]
 
 
 @pytest.mark.parametrize("task", ["arithmetic", "gsm8k"])

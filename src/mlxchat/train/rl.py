@@ -242,22 +242,25 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         return super().learning_rate_multiplier(plan, step)
 
     @cached_property
+    def source(self) -> QuestionSource:
+        """The questions, which are read when they are first used: a file of them may be large."""
+        return _questions(self.config, self.home)
+
+    @cached_property
     def reward(self) -> CheckedReward:
         """The reward of an answer. Its functions' files are run when it is first used."""
-        check = _questions(self.config, self.home).check
-        return rewards_of(self.config.reward, check, self.world.give_up)
+        return rewards_of(self.config.reward, self.source.check, self.world.give_up)
 
     def require_named_data(self) -> None:
-        """Check that the questions and the reward are there which the settings name."""
-        _questions(self.config, self.home)
+        """Check that the questions are there which the settings name."""
+        _ = self.source
 
     def open(self, saved: SavedRun[RlConfig] | None) -> QuestionDocuments:
         """Open the questions: for a saved run, those that it was started with."""
         self.world.rows(self.config.examples, "questions", "examples")
-        source = _questions(self.config, self.home)
         _ = self.reward  # what is wrong with it is said before anything else is made
         files = files_of(self.config.task, reward_fingerprints(self.config.reward))
-        documents = QuestionDocuments(source, files, self.config.seed)
+        documents = QuestionDocuments(self.source, files, self.config.seed)
         if saved:
             self._require_same(saved.trainer.fingerprints, documents.fingerprints)
         return documents
@@ -273,7 +276,7 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
 
     def validation(self, names: list[str]) -> QuestionDocuments:
         """Open the questions, of which some are held out."""
-        return QuestionDocuments(_questions(self.config, self.home), {}, self.config.seed)
+        return QuestionDocuments(self.source, {}, self.config.seed)
 
     def notes(self, documents: QuestionDocuments) -> Iterator[str]:
         """Return the model to begin with."""
