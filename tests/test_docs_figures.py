@@ -123,3 +123,12 @@ def test_names_of_the_code_exist(page: str, known: set[str]) -> None:
     named = {name for name in re.findall(r"`(\w+(?:\.\w+)*)`", prose) if name[-3:] != ".py"}
     assert named
     assert {name for name in named if name.split(".")[-1] not in known} == set()
+
+
+def test_messages_that_the_page_of_installing_quotes_are_printed() -> None:
+    table = text("docs/install.md").split("| what you see | what to do |")[1].split("\n\n")[0]
+    quoted = re.findall(r'"([^"]+)"', "".join(row.split("|")[1] for row in table.splitlines()[2:]))
+    sources = (REPOSITORY / "src").rglob("*.py")
+    printed = " ".join(path.read_text("utf-8") for path in sources)
+    assert len(quoted) == 2
+    assert [message for message in quoted if message not in printed] == []
