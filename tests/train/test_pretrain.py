@@ -30,8 +30,9 @@ from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
+from mlxchat.train.loop import Launch, Pending, ShouldStop
 from mlxchat.train.pretrain import run_pretraining
+from mlxchat.train.step import StepParts
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,13 @@ from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated, Noted
 from mlxchat.train import measure, ranks, world
 from mlxchat.train.inputs import open_documents
-from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
+from mlxchat.train.loop import Launch, Pending, ShouldStop
 from mlxchat.train.measure import least_resources, step_seconds
 from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.ranks import LastNote, Together
 from mlxchat.train.resume import TrainState, new_optimizer
 from mlxchat.train.sharing import _require_all_ready
+from mlxchat.train.step import StepParts
 from mlxchat.train.world import World, watched
 
 MEANS = Resources(memory=8 * 2**30, value_bytes=4, scores_held="none", chunk_rows=256)

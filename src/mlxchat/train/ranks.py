@@ -26,11 +26,12 @@ from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Event, Noted
 from mlxchat.train.evaluation import never
-from mlxchat.train.loop import Draw, ShouldStop
+from mlxchat.train.loop import ShouldStop
 from mlxchat.train.measure import least_resources, step_seconds
 from mlxchat.train.parts import step_parts
 from mlxchat.train.sharing import Received, receive
 from mlxchat.train.stage import Stage
+from mlxchat.train.step import Draw
 from mlxchat.train.world import START_PATIENCE, Act, RanksDifferError, World
 
 WAIT_INTERVAL = 1.0  # seconds between two signs of life while the others wait

@@ -36,7 +36,7 @@ from mlxchat.train.base import adapter_plan, load_base, require_trainable, with_
 from mlxchat.train.evaluation import Evaluation, never
 from mlxchat.train.examiner import Examiner
 from mlxchat.train.judgement import JudgedEvaluation
-from mlxchat.train.loop import Draw, ShouldStop
+from mlxchat.train.loop import ShouldStop
 from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
 from mlxchat.train.rewards import CheckedReward, reward_fingerprints, rewards_of
 from mlxchat.train.rl_documents import QuestionDocuments, files_of
@@ -45,6 +45,7 @@ from mlxchat.train.rollouts import OF_EVALUATIONS, Rollouts
 from mlxchat.train.run import run
 from mlxchat.train.sft import FineTuning
 from mlxchat.train.stage import Prepared, Stage
+from mlxchat.train.step import Draw
 from mlxchat.train.world import ALONE, World
 
 SHOWN = 2  # samples

@@ -33,9 +33,10 @@ from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.batches import Batches, LoadedBatches
 from mlxchat.train.core import RunCore
 from mlxchat.train.evaluation import Evaluation, LossEvaluation, never
-from mlxchat.train.loop import Compile, Draw, ShouldStop, compile_step
+from mlxchat.train.loop import ShouldStop
 from mlxchat.train.resume import Config, SavedRun, TrainState, read_saved
 from mlxchat.train.samples import SAMPLES, SAMPLES_ON_THE_WAY, samples
+from mlxchat.train.step import Compile, Draw, compile_step
 from mlxchat.train.world import ALONE, World
 
 Corpus = TypeVar("Corpus", bound=Documents)
