@@ -21,7 +21,6 @@ from mlxchat.model.size import parameters, scaling_parameters
 from mlxchat.optim.schedule import learning_rate_multiplier
 from mlxchat.plan.budget import (
     TARGET_STEPS,
-    Deadline,
     Pause,
     budgeted_plan,
     last_step,
@@ -29,6 +28,7 @@ from mlxchat.plan.budget import (
     seconds_needed,
     with_steps,
 )
+from mlxchat.plan.deadline import Deadline
 from mlxchat.plan.division import MARGIN
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan

@@ -9,7 +9,7 @@ from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import LoaderState
-from mlxchat.plan.budget import Deadline
+from mlxchat.plan.deadline import Deadline
 from mlxchat.telemetry.events import Evaluated, Event, Judged, Noted, Saved
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter

@@ -13,7 +13,8 @@ from mlxchat.home import Home
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
 from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
-from mlxchat.plan.budget import Deadline, reason
+from mlxchat.plan.budget import reason
+from mlxchat.plan.deadline import Deadline
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import compute_dtype, hold_memory

@@ -24,7 +24,7 @@ from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import CheckpointError, ConfigError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.optim import schedule
-from mlxchat.plan.budget import Deadline
+from mlxchat.plan.deadline import Deadline
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
