@@ -15,6 +15,7 @@ from mlxchat.data.loader import Batch, LoaderState, Stopped
 from mlxchat.errors import DeviceError, MemoryLimitError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT
+from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.division import fit
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import plan
@@ -26,7 +27,7 @@ from mlxchat.train.loop import Launch, Pending, ShouldStop
 from mlxchat.train.measure import least_resources, step_seconds
 from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.ranks import LastNote, Together
-from mlxchat.train.resume import TrainState, new_optimizer
+from mlxchat.train.resume import TrainState
 from mlxchat.train.sharing import _require_all_ready
 from mlxchat.train.step import StepParts
 from mlxchat.train.world import World, watched
@@ -184,7 +185,7 @@ def test_an_evaluation_is_the_same_on_any_number_of_ranks(
     def evaluated(here: World) -> Evaluated:
         stage = Pretraining(config, Home(tmp_path), world=here)
         model = GPT.new(made.model, 0, mx.float32)
-        state = TrainState(made, BYTES, model, new_optimizer(model), 0, LoaderState())
+        state = TrainState(made, BYTES, model, MuonAdamW(model), 0, LoaderState())
         return cast(Evaluated, list(stage.evaluation(opened, state).events(0))[-1])
 
     class Part(World):

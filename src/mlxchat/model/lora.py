@@ -1,4 +1,4 @@
-"""The adapter of a whole model: put on, read back, taken off, or made part of the weights.
+"""The adapter of a whole model: put on, read back, or made part of the weights.
 
 An adapter's arrays have the names of mlx-lm: ``transformer.h.0.attn.c_q.lora_a``. They alone are
 trained; the model's own weights are frozen (`GPT.named_trainable`).
@@ -89,13 +89,6 @@ def require_adapter_fits(model: GPT, config: LoraConfig, arrays: Mapping[str, mx
 def adapter_arrays(model: GPT) -> Arrays:
     """Return the arrays of a model's adapter by name; none if it has no adapter."""
     return model.named_trainable() if model.adapter is not None else {}
-
-
-def remove_adapter(model: GPT) -> None:
-    """Take the adapter off a model, in place: it computes what it did without, to the bit."""
-    _replace(model, {name: layer.linear for name, layer in _adapters(model).items()})
-    model.adapter = None
-    model.unfreeze()
 
 
 def fuse_adapter(model: GPT, dequantize: bool = True) -> None:

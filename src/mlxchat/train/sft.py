@@ -17,6 +17,7 @@ from mlxchat.errors import DataError, NotFound
 from mlxchat.home import Home
 from mlxchat.names import composed
 from mlxchat.optim import schedule
+from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import hold_memory
@@ -26,7 +27,7 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.base import adapter_plan, load_base, read_base, with_default_source
-from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
+from mlxchat.train.resume import SavedRun, TrainState
 from mlxchat.train.run import run
 from mlxchat.train.sft_plan import conversation_plan, survey
 from mlxchat.train.stage import Prepared, Stage, share_held_out
@@ -218,7 +219,7 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         plan = conversation_plan(config, base, found.rows, resources, adapter)
         hold_memory(plan.memory_limit, plan.peak, config.wired)
         model, before, record = load_base(folder, home, config.dtype, lora, config.seed)
-        optimizer = new_optimizer(model)
+        optimizer = MuonAdamW(model)
         if config.load_optimizer:
             optimizer.state = trainer.read_optimizer(folder, optimizer.state)
         state = TrainState(plan, tokenizer, model, optimizer, 0, LoaderState(), before, record)
