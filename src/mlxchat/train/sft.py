@@ -33,7 +33,7 @@ from mlxchat.train.sft_plan import conversation_plan, survey
 from mlxchat.train.stage import Prepared, Stage, share_held_out
 from mlxchat.train.world import ALONE, World
 
-OF_EARLIER_VERSION = (
+EARLIER_VERSION = (
     "This run was saved by an earlier version of mlxchat, which packed conversations into rows in "
     "another order and skipped more of them. It resumes with this version's packing, so the "
     "result will differ slightly from what that version would have produced."
@@ -181,7 +181,7 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         their files have rows that those versions skipped.
         """
         if before is None:
-            self.report(Noted(self.clock(), OF_EARLIER_VERSION))
+            self.report(Noted(self.clock(), EARLIER_VERSION))
         elif before != found:
             raise DataError(
                 f"The run {self.config.tag} was started by a version of mlxchat that reads or "
