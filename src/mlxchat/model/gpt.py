@@ -145,8 +145,8 @@ class GPT(nn.Module):
         first, *rest = dropout.split(1 + self.config.n_layer)
         x = x0 = middle = self.embed(ids, previous, first)  # (B, T, C)
         layers = zip(self.lambdas(), caches, rest, strict=True)
-        for i, (lambdas, layer_cache, layer_dropout) in enumerate(layers):
-            x, x0 = self.layer(i, x, x0, lambdas, ids, rope, layer_cache, layer_dropout)
+        for i, (lambdas, layer_cache, drop) in enumerate(layers):
+            x, x0 = self.layer(i, x, x0, lambdas, ids, rope, layer_cache, drop)  # (B, T, C)
             if i == self.config.backout_layer:
                 middle = x
         return self.final_norm(x, middle)  # (B, T, C)
