@@ -26,7 +26,7 @@ from mlxchat.train.inputs import open_documents
 from mlxchat.train.loop import Launch, Pending, ShouldStop
 from mlxchat.train.measure import least_resources, step_seconds
 from mlxchat.train.pretrain import Pretraining
-from mlxchat.train.ranks import LastNote, Together
+from mlxchat.train.ranks import LastNote, RankBatches
 from mlxchat.train.resume import TrainState
 from mlxchat.train.sharing import _require_all_ready
 from mlxchat.train.step import StepParts
@@ -45,11 +45,11 @@ def test_a_rank_that_waits_for_its_data_says_so_and_the_others_wait() -> None:
 
     def work(here: ThreadWorld) -> int:
         note = LastNote()
-        together = Together(here, lambda: False, dict, note, said.append)
+        batches = RankBatches(here, lambda: False, dict, note, said.append)
         if here.rank:
             note(Noted(0.0, "Waiting for shard_00007."))
             said.clear()
-        return sum(len(together.of_step(1, lambda: draw_in(0.25 * here.rank))) for _ in range(2))
+        return sum(len(batches.of_step(1, lambda: draw_in(0.25 * here.rank))) for _ in range(2))
 
     assert in_threads(3, work) == [2, 2, 2]
     # Each of the three tells itself; in a run, only rank 0 has a screen.
@@ -59,10 +59,10 @@ def test_a_rank_that_waits_for_its_data_says_so_and_the_others_wait() -> None:
 
 def test_an_interrupt_on_any_rank_ends_a_wait_on_all() -> None:
     def work(here: ThreadWorld) -> bool:
-        together = Together(here, lambda: here.rank == 1, dict)
-        together.draw(lambda: [BATCH])  # an evaluation goes on
+        batches = RankBatches(here, lambda: here.rank == 1, dict)
+        batches.draw(lambda: [BATCH])  # an evaluation goes on
         with pytest.raises(Stopped):
-            together.of_step(1, lambda: [BATCH])
+            batches.of_step(1, lambda: [BATCH])
         return True
 
     assert in_threads(2, work) == [True, True]
@@ -76,9 +76,9 @@ def test_the_weights_are_compared_every_so_many_steps(monkeypatch: pytest.Monkey
         def require_equal(self, arrays: dict[str, mx.array], step: int) -> None:
             compared.append(step)
 
-    together = Together(Comparing(), lambda: False, dict)
+    batches = RankBatches(Comparing(), lambda: False, dict)
     for number in range(1, 8):
-        together.of_step(number, lambda: [BATCH])
+        batches.of_step(number, lambda: [BATCH])
     assert compared == [2, 5]
 
 

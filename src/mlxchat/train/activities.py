@@ -15,7 +15,7 @@ from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.train.core import RunCore
 from mlxchat.train.divergence import check_finite
-from mlxchat.train.ranks import Leader, Together
+from mlxchat.train.ranks import Leader, RankBatches
 from mlxchat.train.resume import TrainState
 from mlxchat.train.stage import Stage
 
@@ -51,14 +51,14 @@ class Activities:
 
     def __post_init__(self) -> None:
         stage, state = self.stage, self.state
-        together = Together(
+        rank_batches = RankBatches(
             stage.world,
             self._must_stop,
             state.model.named_trainable,
             tell=lambda text: stage.report(Noted(stage.clock(), text)),
         )
-        self.leader = Leader(stage.world, lambda: state.plan, together)
-        self._evaluation = stage.evaluation(self.documents, state, together.draw)
+        self.leader = Leader(stage.world, lambda: state.plan, rank_batches)
+        self._evaluation = stage.evaluation(self.documents, state, rank_batches.draw)
 
     def stop(self) -> bool:
         """Return whether to save and stop. Ranks agree on that at each step, not in between."""
