@@ -10,8 +10,14 @@ from mlxchat.errors import CheckpointError
 from mlxchat.model.adapter import LoraConfig, adapted_layers, adapter_shapes
 from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.model.linear import Linear
-from mlxchat.model.lora_linear import ADAPTER_ARRAYS, INNER_LAYER, LoraLinear
-from mlxchat.model.quantized import QuantizedLinear, dequantized, formats_of, quantize_layers
+from mlxchat.model.lora_linear import ADAPTER_ARRAYS, LoraLinear
+from mlxchat.model.quantized import (
+    INNER_LAYER,
+    QuantizedLinear,
+    dequantized,
+    formats_of,
+    quantize_layers,
+)
 from mlxchat.runtime import mx, nn, tree_unflatten
 
 
