@@ -23,28 +23,43 @@ SHARES = "shares of the loss"  # the key of the losses among the gradients, whil
 Draw = Callable[[], list[Batch]]
 """Returns the batches of a step, or the first of an evaluation; it may wait for a shard."""
 
-
 MicroBatch = tuple[mx.array, mx.array, mx.array | None]
 """Ids and targets, both (B, T), and the weights of the rows' losses, (B,), if they have any."""
 
 
 @dataclass(frozen=True)
 class StepParts:
-    """Everything that a run's optimizer steps are computed with."""
+    """Everything that a run's optimizer steps are computed with.
+
+    Attributes:
+        model: the model, updated in place.
+        optimizer: updates it.
+        batches: the training batches, from the run's place in the data.
+        rates: returns the learning rates and other schedules, by the number of steps done.
+        plan: the division of a step into micro-batches.
+        grad_clip: the largest gradient norm; 0 for no limit.
+        dropout: the share of numbers that is zeroed.
+        seed: decides, with the number of the step, which ones.
+        world: the ranks, each of which computes with its own rows of every step.
+        draw: given the number of a step and a function that draws its batches, returns them once
+            all ranks have theirs.
+        own_batches: whether ``batches`` are those of this rank alone, made when all ranks know of
+            the step; otherwise every rank reads the batches of all.
+        news: returns events about the batches drawn last.
+    """
 
     model: GPT
     optimizer: MuonAdamW
     batches: Iterator[Batch]
-    rates: Callable[[int], Rates]  # by the number of steps done
+    rates: Callable[[int], Rates]
     plan: BatchPlan
-    grad_clip: float  # largest gradient norm; 0: no limit
+    grad_clip: float
     dropout: float = 0.0
-    seed: int = 0  # decides, with the number of the step, what dropout zeroes
-    world: World = ALONE  # each rank computes with its own rows of every step
-    draw: Callable[[int, Draw], list[Batch]] = lambda number, draw: draw()  # when all ranks can
-    # Whether each rank makes batches of its own, once all know of the step; or reads all ranks'.
+    seed: int = 0
+    world: World = ALONE
+    draw: Callable[[int, Draw], list[Batch]] = lambda number, draw: draw()
     own_batches: bool = False
-    news: Callable[[], Sequence[Event]] = lambda: ()  # events about the step's batches
+    news: Callable[[], Sequence[Event]] = lambda: ()
 
     def keys(self, number: int) -> list[mx.array | None]:
         """Return the random key of dropout in each micro-batch of a step; None without dropout."""
@@ -63,7 +78,7 @@ class StepParts:
     def next_batches(self, number: int) -> list[Batch]:
         """Return the batches of a step, which all ranks make."""
         if self.own_batches:
-            self.draw(number, list)  # what ranks make of their own, they make once all know of it
+            self.draw(number, list)  # nothing is drawn: it only waits until all know of the step
             return list(islice(self.batches, self.own_plan.accumulation))
         return self.draw(number, lambda: list(islice(self.batches, self.plan.accumulation)))
 
