@@ -39,6 +39,7 @@ def import_command(
     path: Annotated[
         Path,
         typer.Argument(
+            metavar="PATH",
             help="The directory or file of a checkpoint.",
             show_default=False,
             parser=expanded,
