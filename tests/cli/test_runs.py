@@ -126,7 +126,7 @@ def test_remove_says_what_and_asks(program: Program, place: Home, answers: list[
     assert program("runs", "remove", "fox", "--json")[0] == 1
     answers += ["n", "", "yes"]
     code, said, _ = program("runs", "remove", "fox")
-    assert code == 1 and "2 saved steps, its log, 2 files of evaluations; " in said
+    assert code == 1 and "2 checkpoints, its log, 2 files of evaluations; " in said
     assert "Nothing was removed." in said
     assert program("runs", "remove", "fox")[0] == 1
     code, said, _ = program("runs", "remove", "fox")
@@ -136,7 +136,7 @@ def test_remove_says_what_and_asks(program: Program, place: Home, answers: list[
 
 def test_remove_without_a_terminal_needs_yes(program: Program, place: Home) -> None:
     code, said, told = program("runs", "remove", "fox", "hen")
-    assert code == 1 and "fox: 2 saved steps" in said and "--yes" in told
+    assert code == 1 and "fox: 2 checkpoints" in said and "--yes" in told
     code, said, _ = program("runs", "remove", "fox", "hen", "--yes", "--json")
     removed = json.loads(said)
     assert code == 0 and [run["name"] for run in removed["removed"]] == ["fox", "hen"]

@@ -67,7 +67,7 @@ def step_of(folder: Path) -> int:
 
 
 def latest(run: Path) -> Path | None:
-    """Return the directory of the newest saved step; None if there is none.
+    """Return the directory of the newest checkpoint; None if there is none.
 
     Raises:
         MlxchatError: the run cannot be read, or that step is on a disk that is not connected.
@@ -122,7 +122,7 @@ def save(
 
 
 def keep_aside(run: Path, step: int) -> Path:
-    """Copy a saved step into a run of its own, such as ``d12.good1``, that no training writes to.
+    """Copy a checkpoint into a run of its own, such as ``d12.good1``, that no training writes to.
 
     It takes no space on a disk with hard links. An existing copy is used.
 

@@ -41,7 +41,7 @@ def runs_list_command(json: Json = False) -> None:
     """Show all runs, the newest last: stage, model, steps, result, time, size and state.
 
     The result is bits per byte on validation text, or pass@1 after reinforcement
-    learning. The size is that of saved steps, log and evaluations.
+    learning. The size is that of checkpoints, log and evaluations.
     """
     from mlxchat.report.runs import summaries
     from mlxchat.ui.runs import show_runs
@@ -63,7 +63,7 @@ def runs_show_command(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show a run in detail: how it ended, its settings, data, saved steps and last samples.
+    """Show a run in detail: how it ended, its settings, data, checkpoints and last samples.
 
     Derived settings stand apart from given ones. Last comes the command that repeats it:
     add --fresh to begin from scratch, or another --model-tag.
@@ -131,7 +131,7 @@ def runs_compare_command(names: RunNames, json: Json = False) -> None:
 
 
 def runs_rename_command(name: RunName, new: NewRunName, json: Json = False) -> None:
-    """Rename a run: its saved steps, its log and its evaluations.
+    """Rename a run: its checkpoints, its log and its evaluations.
 
     To resume it, give its new name to --resume of train, mid, sft or rl.
     """
@@ -151,7 +151,7 @@ def runs_rename_command(name: RunName, new: NewRunName, json: Json = False) -> N
 def runs_copy_command(name: RunName, new: NewRunName, json: Json = False) -> None:
     """Copy a run, to train it further in two ways.
 
-    Its saved steps share the disk's space with those of the copy, where the disk can do
+    Its checkpoints share the disk's space with those of the copy, where the disk can do
     that; so a copy is no backup. Progress goes to standard error.
     """
     from mlxchat.report.moves import copy_run
@@ -168,7 +168,7 @@ def runs_copy_command(name: RunName, new: NewRunName, json: Json = False) -> Non
 def runs_remove_command(
     names: RunNames, yes: Annotated[bool, Yes] = False, json: Json = False
 ) -> None:
-    """Remove runs: their saved steps, logs and evaluations. Says how large they are, and asks.
+    """Remove runs: their checkpoints, logs and evaluations. Says how large they are, and asks.
 
     A run that is being trained stays, and so does one that an adapter needs, unless
     the adapter is removed as well.

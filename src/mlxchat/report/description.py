@@ -60,7 +60,7 @@ class RunDescription:
         versions: of mlxchat and MLX that saved it.
         starts: each start and resumption.
         samples: the last ones.
-        steps: its saved steps.
+        steps: its checkpoints.
         continued: the runs that began with its model.
         base_is_there: whether the model that it began with is still where its settings say.
         origin: the program that its model was imported from.

@@ -1,4 +1,4 @@
-"""The scores of a saved step that `mlxchat eval base` has kept: right answers of each task."""
+"""The scores of a checkpoint that `mlxchat eval base` has kept: right answers of each task."""
 
 import re
 from collections import Counter
@@ -27,7 +27,7 @@ class TaskScore(NamedTuple):
 
 
 def kept_scores(home: Home, name: str, step: int, since: float) -> list[TaskScore]:
-    """Return the scores of a saved step, of the evaluation with most examples; empty without one.
+    """Return the scores of a checkpoint, of the evaluation with most examples; empty without one.
 
     Args:
         home: where they are.

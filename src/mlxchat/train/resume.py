@@ -66,7 +66,7 @@ def read_saved(run: Path, stage: str, config: Config) -> SavedRun[Config] | None
     """Read the newest checkpoint of a run; None if nothing has been saved.
 
     Args:
-        run: the folder of the run's saved steps.
+        run: the folder of the run's checkpoints.
         stage: the stage's name.
         config: the settings with which the run is to be resumed.
 

@@ -45,7 +45,7 @@ from mlxchat.ui.text import (
 MOST_ROWS, LEAST_ROWS = 12, 6  # lines of numbers and curve in a panel
 LEAST_CURVE = 20  # characters
 LEAST_VALUE = 20  # characters, so that the curve stays in place while numbers get longer
-SHOWN_STEPS = 3  # saved steps that are listed
+SHOWN_STEPS = 3  # checkpoints that are listed
 WITH_BITS = 72  # width from which the table shows bits per byte
 COLORS = {
     "running": "green",

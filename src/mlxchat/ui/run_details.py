@@ -48,14 +48,14 @@ def show_description(
     title = Text.assemble((in_one_line(summary.name), "bold"), "  ", (state, state_color(summary)))
     print_line(console, title)
     if summary.state == "unreadable":
-        _paragraph(console, f"{summary.fault} This says nothing about its saved steps.")
+        _paragraph(console, f"{summary.fault} This says nothing about its checkpoints.")
     elif summary.state:
         _paragraph(console, _ending(summary, now))
     if run.fault:
         _paragraph(console, run.fault)
     _facts(console, "", _overview(run))
     _settings(console, run.rows, everything)
-    _facts(console, "Saved steps", _steps(run))
+    _facts(console, "Checkpoints", _steps(run))
     if run.samples:
         _heading(console, f"Samples after step {run.samples[0].step:,}")
         for sample in run.samples:

@@ -183,7 +183,7 @@ def removal_in_words(removal: "RunRemoval") -> list[str]:
     run = removal.run
     places, parts = run.places, []
     if run.saved_steps:
-        parts.append(amount(len(run.saved_steps), "saved steps"))
+        parts.append(amount(len(run.saved_steps), "checkpoints"))
     parts += ["its log"] if places.log else []
     if places.evaluations:
         parts.append(amount(len(places.evaluations), "files of evaluations"))
