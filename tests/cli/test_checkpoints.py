@@ -143,7 +143,10 @@ def test_prune_cleans_up_runs_without_steps(
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(bytes(5000))
     code, said, _ = program("prune", *options, "--dry-run", "--keep", "3")
-    assert (code, said) == (0, "killed, unfinished: 5.0 kB\n0 checkpoints would be removed, 5.0 kB.\n")
+    assert (code, said) == (
+        0,
+        "killed, unfinished: 5.0 kB\n0 checkpoints would be removed, 5.0 kB.\n",
+    )
     with store.locked(runs / "killed"):
         program("prune", *options, "--keep", "3")
     assert left.exists()

@@ -27,7 +27,7 @@ class MemoryConfig(BaseModel):
         json_schema_extra={"metavar": "SIZE"},
         description="Memory that training may use, such as 12GB, 800MB or 7.5GiB. mlxchat "
         "picks the fastest combination of micro-batch size, gradient checkpointing and loss "
-        "chunks that fits. least: the minimum for this model, but not below 512 MiB. Default: 90% "
+        "chunks that fits. least: the minimum for this model, but not below 512 MB. Default: 90% "
         "of free memory; on a Mac, at most the system's recommendation for the GPU, which is two "
         "thirds of memory or more.",
     )

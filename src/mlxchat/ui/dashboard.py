@@ -13,13 +13,12 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from mlxchat.counts import round_size
+from mlxchat.counts import duration, part_of_size, round_size
 from mlxchat.telemetry.events import Drawing, Evaluating, Memory, Rewarded, Sampled, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.text import (
     Cell,
     column,
-    duration,
     in_one_line,
     join,
     labelled_bar,
@@ -251,7 +250,7 @@ def _memory(memory: Memory, meter: Meter) -> list[Cell]:
     peak = round_size(meter.peak_memory)
     if meter.started and meter.started.estimated_memory:
         peak += f" of ~{round_size(meter.started.estimated_memory)}"
-    used = f"{memory.machine_used / 2**30:.1f} of {round_size(memory.machine_total)}"
+    used = part_of_size(memory.machine_used, memory.machine_total)
     return [
         Cell("MLX active", round_size(memory.active)),
         Cell("MLX peak", peak),

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from rich.text import Text
 
+from mlxchat.counts import duration
 from mlxchat.harmless import harmless
 from mlxchat.report.description import RunDescription
 from mlxchat.report.differences import Comparison, differing_settings
@@ -25,7 +26,7 @@ from mlxchat.ui.runs import (
     state_color,
     steps_in_brief,
 )
-from mlxchat.ui.text import amount, as_options, duration, in_one_line, wrapped
+from mlxchat.ui.text import amount, as_options, in_one_line, wrapped
 
 WHEN = "%d %b %Y, %H:%M"
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from mlxchat.counts import duration
 from mlxchat.report.runs import ModelFacts, RunSummary
 from mlxchat.ui.monitor import COLORS
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
-from mlxchat.ui.text import amount, duration, in_one_line
+from mlxchat.ui.text import amount, in_one_line
 
 if TYPE_CHECKING:
     from mlxchat.report.moves import RunRemoval

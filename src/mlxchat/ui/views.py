@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from mlxchat.counts import duration
 from mlxchat.telemetry.clock import Timer
 from mlxchat.telemetry.events import (
     CoreMeasured,
@@ -36,7 +37,6 @@ from mlxchat.ui.text import (
     amount,
     as_options,
     bars,
-    duration,
     in_one_line,
     task_line,
 )
