@@ -27,6 +27,7 @@ from mlxchat.ui.runs import (
     steps_in_brief,
 )
 from mlxchat.ui.text import amount, as_options, in_one_line, wrapped
+from mlxchat.ui.wrapping import in_lines
 
 WHEN = "%d %b %Y, %H:%M"
 
@@ -168,13 +169,17 @@ def _steps(run: RunDescription) -> list[tuple[str, str]]:
 
 
 def _facts(console: LiteralConsole, title: str, facts: Sequence[tuple[str, str]]) -> None:
-    """Print names with their values beside them, wrapped, or below them where it is narrow."""
+    """Print names with their values beside them; below them if a path needs a whole line."""
     if not facts:
         return
     _heading(console, title)
     width = console.width if console.is_terminal else PIPE_WIDTH
     label = max(len(name) for name, _ in facts) + GRID_GAP
     for name, value in facts:
+        if max(map(len, value.split()), default=0) > width - label:  # a path, to be copied whole
+            print_line(console, Text(name, "dim"))
+            print_line(console, Text(in_lines(in_one_line(value), width)))
+            continue
         shown = [harmless(line.plain) for line in wrapped(value, max(10, width - label))] or [""]
         for number, line in enumerate(shown):
             beside = f"{name if number == 0 else '':<{label}}"
@@ -188,7 +193,7 @@ def _heading(console: LiteralConsole, title: str) -> None:
 
 
 def _paragraph(console: LiteralConsole, text: str) -> None:
-    console.print(Text(in_one_line(as_options(text))))
+    print_line(console, Text(in_lines(in_one_line(as_options(text)), console.width)))
 
 
 # ==== Several runs ====

@@ -40,6 +40,7 @@ from mlxchat.ui.text import (
     in_one_line,
     task_line,
 )
+from mlxchat.ui.wrapping import in_lines
 
 REFRESHES_PER_SECOND = 4
 QUIET = 10.0  # seconds without a line after which a plain log says how far it is
@@ -324,7 +325,8 @@ class LiveView:
         else:
             self.close()
         if line is not None:
-            self._console.print(Text(in_one_line(line), overflow="fold"))
+            shown = in_lines(in_one_line(line), self._console.width)
+            self._console.print(Text(shown), soft_wrap=True)
 
     def _start(self) -> None:
         with self._switching:
