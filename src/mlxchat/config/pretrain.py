@@ -365,6 +365,11 @@ class PretrainConfig(AdapterRun, RunConfig, CoreConfig, DataConfig):
         return self.model_tag or f"d{self.depth or DEFAULT_DEPTH}"
 
     @property
+    def data_name(self) -> str | None:
+        """The dataset, given or not."""
+        return self.dataset
+
+    @property
     def recipe_name(self) -> RecipeName:
         """The name of the recipe, given or not."""
         return _recipe_name(self.recipe, self.arch, self.budget)

@@ -203,6 +203,11 @@ class RunConfig(MemoryConfig):
         """
         return 20
 
+    @property
+    def data_name(self) -> str | None:
+        """A short name of what the run learns from; None if it has none."""
+        return None
+
     def for_trackers(self) -> dict[str, Any]:
         """Return the settings that say nothing of their user and the machine: no paths, no texts.
 
