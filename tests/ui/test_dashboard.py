@@ -95,7 +95,7 @@ REWARDED = Rewarded(0.0, 300, 0.43, 0.4, 0.12, 0.25, 31.6, 0.02, 0.081, 8_100, 1
 JUDGED = Judged(0.0, 300, 200, 8, 0.5, 0.52, 0.44, 0.6, 0.71, 0.61, 0.79, 31.0, 9.0, best=True)
 
 
-@pytest.mark.parametrize("width", [160, 80, 40])
+@pytest.mark.parametrize("width", [160, 120, 80, 50, 40])
 def test_a_run_by_rewards_shows_them_in_place_of_the_loss(width):
     meter, latest = run(loss=2.2)
     for step in range(1, 300):
@@ -108,8 +108,8 @@ def test_a_run_by_rewards_shows_them_in_place_of_the_loss(width):
     shown = (
         "sampling answers 64/256",
         "0.430",
-        "52.0% ± 8.0",
-        "71.0% ± 9.0",
+        "52.0% (44.0% to 60.0%)" if width >= 50 else "52.0%",
+        "71.0% (61.0% to 79.0%)" if width >= 50 else "71.0%",
         "12%",
         "25%",
         "0.081",

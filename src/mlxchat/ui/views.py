@@ -30,7 +30,7 @@ from mlxchat.telemetry.events import (
     event_to_json,
 )
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.dashboard import dashboard, shown_loss, speed
+from mlxchat.ui.dashboard import dashboard, share_within, shown_loss, speed
 from mlxchat.ui.output import LiteralConsole, control_keys_hidden
 from mlxchat.ui.text import (
     TaskProgress,
@@ -92,15 +92,15 @@ def describe(event: Event, meter: Meter) -> str | None:
 
 
 def _judgement(event: Judged, meter: Meter) -> str:
-    text = f"{amount(event.questions, 'held-out questions')}: pass@1 {event.pass_1:.1%} "
-    text += f"({event.pass_1_low:.1%} to {event.pass_1_high:.1%})"
+    text = f"{amount(event.questions, 'held-out questions')}: pass@1 "
+    text += share_within(event.pass_1, (event.pass_1_low, event.pass_1_high))
     if event.best:
         text += ", the best so far"
     elif meter.best_score:
         text += f" (best: {meter.best_score[1]:.1%}, step {meter.best_score[0]:,})"
     if event.samples > 1:
-        text += f", pass@{event.samples} {event.pass_k:.1%}"
-        text += f" ({event.pass_k_low:.1%} to {event.pass_k_high:.1%})"
+        text += f", pass@{event.samples} "
+        text += share_within(event.pass_k, (event.pass_k_low, event.pass_k_high))
     return f"{text}, reward {event.reward:.3f}, {amount(event.length, 'tokens')} per answer"
 
 
