@@ -38,8 +38,8 @@ def fetch_command(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help=f"One of {dataset_names()}. Default: {DEFAULT_DATASET}. With --from, "
-            "a name for your text. Default: the name of the file or folder.",
+            help=f"One of {dataset_names()}. Default: {DEFAULT_DATASET}. With --from: "
+            "a name for your text, by default that of the file or folder.",
             autocompletion=data_names,
         ),
     ] = None,

@@ -40,6 +40,7 @@ def import_command(
         Path,
         typer.Argument(
             help="The directory or file of a checkpoint.",
+            metavar="PATH",
             show_default=False,
             parser=expanded,
         ),

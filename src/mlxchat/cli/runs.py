@@ -65,8 +65,8 @@ def runs_show_command(
 ) -> None:
     """Show a run in detail: how it ended, its settings, data, checkpoints and last samples.
 
-    Derived settings stand apart from given ones. Last comes the command that repeats it:
-    add --fresh to begin from scratch, or another --model-tag.
+    Settings that mlxchat derived are listed apart from those that you gave. The last line is the
+    command that repeats the run: add --fresh to start from scratch, or another --model-tag.
     """
     from mlxchat.report.description import described_run
     from mlxchat.ui.run_details import show_description
@@ -100,7 +100,7 @@ def runs_show_command(
 def runs_compare_command(names: RunNames, json: Json = False) -> None:
     """Show runs side by side: results, tokens, time, size, and the settings that differ.
 
-    Says which one is better, where they were measured on the same text.
+    Says which one is better if they were evaluated on the same text.
     """
     from mlxchat.report.description import described_run
     from mlxchat.report.differences import compared, differing_settings
@@ -151,8 +151,8 @@ def runs_rename_command(name: RunName, new: NewRunName, json: Json = False) -> N
 def runs_copy_command(name: RunName, new: NewRunName, json: Json = False) -> None:
     """Copy a run, to train it further in two ways.
 
-    Its checkpoints share the disk's space with those of the copy, where the disk can do
-    that; so a copy is no backup. Progress goes to standard error.
+    Where the file system allows it, the copy shares the disk space of the original's checkpoints,
+    so it is not a backup. Progress goes to standard error.
     """
     from mlxchat.report.moves import copy_run
 
@@ -168,10 +168,10 @@ def runs_copy_command(name: RunName, new: NewRunName, json: Json = False) -> Non
 def runs_remove_command(
     names: RunNames, yes: Annotated[bool, Yes] = False, json: Json = False
 ) -> None:
-    """Remove runs: their checkpoints, logs and evaluations. Says how large they are, and asks.
+    """Remove runs: their checkpoints, logs and evaluations. Shows their sizes, and asks first.
 
-    A run that is being trained stays, and so does one that an adapter needs, unless
-    the adapter is removed as well.
+    Runs that are being trained are refused, and so are those that an adapter needs, unless the
+    adapter is removed as well.
     """
     from mlxchat.report.moves import planned_removals, remove_run
     from mlxchat.ui.runs import removal_in_words

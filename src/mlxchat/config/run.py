@@ -147,8 +147,8 @@ class RunConfig(MemoryConfig):
     eval_tokens: int | None = Field(
         None,
         ge=1,
-        description="Validation tokens per evaluation. Default: 20 times the total batch size "
-        "(5 times with `budget`), or all of them if there are fewer.",
+        description="Validation tokens per evaluation. Default: 20 times the total batch "
+        "size, or all of them if there are fewer.",
     )
     sample_every: int | None = Field(
         None,

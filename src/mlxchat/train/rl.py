@@ -114,7 +114,7 @@ def with_level(
         raise ConfigError(
             f"The model answers none of the {config.task} questions correctly, at any level, so "
             "there is nothing to reward.",
-            "Fine-tune it on the task first, or choose another `task`: "
+            "Choose another `task`, or fine-tune the model on this one first: "
             + command("sft", source=config.source, data=str(learnt), model_tag=config.task),
         )
     tried = ", ".join(f"{share:.0%} at level {level}" for level, share in found.shares.items())
