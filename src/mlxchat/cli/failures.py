@@ -91,7 +91,7 @@ def report_unforeseen(
         stored = _stored_traceback(kind, error, trace)
         remedy = f"Please report it with its traceback: {stored}" if stored else NO_TRACEBACK_YET
     what = f"{kind.__name__}: {error}" if str(error) else kind.__name__
-    console.error(f"This is a mistake in mlxchat. {what.rstrip('.')}.", remedy)
+    console.error(f"This is a bug in mlxchat. {what.rstrip('.')}.", remedy)
 
 
 def _report_usage(error: Exception, given: str) -> int:

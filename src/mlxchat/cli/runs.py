@@ -145,7 +145,9 @@ def runs_rename_command(name: RunName, new: NewRunName, json: Json = False) -> N
         return
     say(f"{name} is now called {new}.")
     if later:
-        say(f"Runs that began with it still name it {name} in their settings: {', '.join(later)}.")
+        say(
+            f"Runs that started from it still call it {name} in their settings: {', '.join(later)}."
+        )
 
 
 def runs_copy_command(name: RunName, new: NewRunName, json: Json = False) -> None:

@@ -28,7 +28,7 @@ from mlxchat.report.places import DiskUse, RunPlaces, all_runs, disk_use, find_r
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with
 from mlxchat.telemetry.events import Progressed, Report
 
-WAIT = "Wait for it to end, or end it with Ctrl-C: it saves its work first."
+WAIT = "Wait for it to end, or stop it with Ctrl-C: it saves its work first."
 LOG_FILES = ("metrics.jsonl", "status.json")
 _ANOTHER_NAME = "choose another name"
 _PERMITTED = "check who may write there, and repeat the same command"

@@ -45,13 +45,14 @@ def in_lines(text: str, width: int, column: int = 0) -> str:
     Talk to it:
     mlxchat chat --model-tag fox
     """
+    written = io.StringIO()
     console = LiteralConsole(
-        file=io.StringIO(), force_terminal=True, color_system=None, width=width, _environ={}
+        file=written, force_terminal=True, color_system=None, width=width, _environ={}
     )
     words = WordStream(console, column)
     words.write_prose(text)
     words.close()
-    return console.file.getvalue()
+    return written.getvalue()
 
 
 class WordStream:
