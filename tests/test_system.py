@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import socket
 import sys
 from pathlib import Path
@@ -101,3 +102,42 @@ def test_a_mac_without_caffeinate_trains_all_the_same(
     (tmp_path / "caffeinate").touch()  # it may not be run
     with system.kept_awake() as awake:
         assert not awake
+
+
+@pytest.mark.parametrize(
+    ("distribution", "kernel", "said"),
+    [
+        (
+            {"NAME": "Ubuntu", "VERSION_ID": "24.04", "PRETTY_NAME": "the box of Ada"},
+            "6.8.0-57-generic",
+            "Ubuntu 24.04, Linux 6.8.0, arm",
+        ),
+        ({"NAME": "Arch Linux"}, "7.1.2-adas-own", "Arch Linux, Linux 7.1.2, arm"),
+        ({"NAME": "x\x1b[2J" + "y" * 99}, "", f"x[2J{'y' * 56}, Linux, arm"),
+        (None, "strange", "Linux, arm"),
+    ],
+)
+def test_linux_is_named_with_its_versions_and_without_anybodys_words(
+    monkeypatch: pytest.MonkeyPatch, distribution: dict[str, str] | None, kernel: str, said: str
+) -> None:
+    def release() -> dict[str, str]:
+        if distribution is None:
+            raise FileNotFoundError
+        return distribution
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name, value in (("system", "Linux"), ("release", kernel), ("machine", "arm")):
+        monkeypatch.setattr(platform, name, lambda value=value: value)
+    monkeypatch.setattr(platform, "freedesktop_os_release", release)
+    assert system.system_version() == said
+
+
+def test_a_mac_is_named_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeMac(monkeypatch, {})
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("26.1", ("", "", ""), "arm64"))
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert system.system_version() == "macOS 26.1, arm64"
+
+
+def test_python_has_a_version() -> None:
+    assert system.python_version().split(".")[:2] == [str(part) for part in sys.version_info[:2]]

@@ -134,6 +134,11 @@ class Home:
         return self.root / "base_eval"
 
     @property
+    def chat_evaluations(self) -> Path:
+        """The folder of the results of models on tasks."""
+        return self.root / "chat_eval"
+
+    @property
     def reports(self) -> Path:
         """The folder of the reports of runs."""
         return self.root / "reports"

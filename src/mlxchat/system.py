@@ -1,10 +1,12 @@
-"""The operating system: memory, pressure, identity, new processes, and keeping a Mac awake.
+"""The operating system: memory, pressure, identity, versions, processes, keeping a Mac awake.
 
 Everything that differs on a Mac goes through these functions, which tests replace.
 """
 
 import ctypes
 import os
+import platform
+import re
 import socket
 import subprocess
 import sys
@@ -21,6 +23,7 @@ Pressure = Literal["normal", "warning", "critical"]
 MACOS_LEVELS: dict[int, Pressure] = {1: "normal", 2: "warning", 4: "critical"}
 STALLED = 0.1  # share of the last ten seconds beyond which waiting for memory is felt
 IDENTITY_SECONDS = 1  # the longest wait for a Mac's identity
+LONGEST_DISTRIBUTION = 60  # characters of the name of a Linux distribution
 
 # `-m` and `-c` look for modules in the working directory first; the option -P, which prevents that,
 # is not in Python 3.10. The folder of the package comes last, in case it is found no other way.
@@ -95,6 +98,35 @@ def identity() -> str:
         if ctypes.CDLL(None).gethostuuid(number, wait) == 0:
             return str(uuid.UUID(bytes=bytes(number)))
     return socket.gethostname()
+
+
+def python_version() -> str:
+    """Return the version of Python, such as ``3.12.3``."""
+    return platform.python_version()
+
+
+def system_version() -> str:
+    """Return the operating system's name and version, and the processor's architecture.
+
+    It names neither the machine nor its user. Of Linux's kernel it has the numbers only, since
+    whoever builds one may put any words behind them.
+    """
+    if on_mac():
+        names = [f"macOS {platform.mac_ver()[0]}".strip()]
+    else:
+        kernel = re.match(r"[0-9]+(\.[0-9]+)*", platform.release())
+        names = [_distribution(), f"{platform.system()} {kernel[0] if kernel else ''}".strip()]
+    return ", ".join(filter(None, [*names, platform.machine()]))
+
+
+def _distribution() -> str:
+    """Return the name and the version of a Linux distribution; empty if nothing says."""
+    try:
+        told = platform.freedesktop_os_release()
+    except OSError:
+        return ""
+    text = f"{told.get('NAME', '')} {told.get('VERSION_ID', '')}"
+    return " ".join("".join(filter(str.isprintable, text)).split())[:LONGEST_DISTRIBUTION]
 
 
 def own_command(module: str, *arguments: str) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from support.checkpoints import put_step
 from support.program import Program
 from support.run_homes import MadeRun, put_adapter, put_evaluation
+from support.task_scores import put_results, result
 
 from mlxchat.checkpoint import store
 from mlxchat.cli import questions
@@ -64,6 +65,7 @@ def test_no_line_is_wider_than_the_terminal(
     monkeypatch.setattr("mlxchat.ui.output.Output.isatty", lambda _: True)
     MadeRun("a-run-with-a-name-of-its-own", settings={"matrix_lr": 0.1}, ended="failed").put(place)
     put_adapter(place, "fox-lora", place.runs / "fox" / "step_000040")
+    put_results(place, "fox", 40, result("arc-challenge", 600, 1172, max_problems=1172))
     for command in (["list"], ["compare", "fox", "hen", "fox-lora"], ["show", "fox"]):
         code, said, _ = program("runs", *command)
         copied = ("mlxchat ", str(place.root))  # whole, so that the terminal breaks them
@@ -87,12 +89,14 @@ def test_show(program: Program, place: Home) -> None:
         "Derived",
         "step 40",
         "saw 40 hens",
+        "Python 3.12.3, macOS 26.1, arm64",
     ):
         assert part in said
     assert "Defaults" not in said and "Defaults" in program("runs", "show", "fox", "--all")[1]
     assert said.splitlines()[-1].startswith("mlxchat train --dataset builtin")
     shown = json.loads(program("runs", "show", "fox", "--json")[1])
     assert shown["settings"]["depth"] == {"value": "2", "origin": "given"}
+    assert shown["starts"][0]["python"] == "3.12.3"
     assert shown["samples"][0]["text"] == " saw 40 hens." and len(shown["checkpoints"]) == 2
     code, _, told = program("runs", "show", "fx")
     assert code == 1 and "Did you mean fox?" in told
@@ -110,6 +114,39 @@ def test_compare(program: Program, place: Home) -> None:
     put_step(place.runs / "bare", 3)
     code, said, _ = program("runs", "compare", "fox", "bare")
     assert code == 0 and "The settings of bare are not known." in said
+
+
+def test_what_was_right_of_tasks_is_shown_and_compared(program: Program, place: Home) -> None:
+    limited = result("gsm8k", 3, 10, random=0.0, max_problems=10, max_tokens=64, temperature=0.0)
+    put_results(place, "fox", 40, result(), limited)
+    put_results(place, "fox", 30, result("mmlu", 20))
+    put_results(place, "hen", 30, result(right=70))
+    said = program("runs", "show", "fox")[1]
+    assert said.index("Tasks at step 30") < said.index("Tasks at step 40")
+    assert "60.0% (50.2% to 69.1%) of 100 · guessing 25.0% · likeliest letter, float32" in said
+    assert "first 10 problems, greedy, up to 64 tokens, float32" in said
+    shown = json.loads(program("runs", "show", "fox", "--json")[1])
+    assert [(each["step"], each["task"]) for each in shown["tasks"]] == [
+        (30, "mmlu"),
+        (40, "arc-easy"),
+        (40, "gsm8k"),
+    ]
+    assert shown["tasks"][1]["score"] == 0.6 and shown["tasks"][1]["low"] < 0.51
+    assert shown["tasks"][1]["centered"] == pytest.approx(0.35 / 0.75)
+    said = program("runs", "compare", "fox", "hen")[1]
+    [row] = [line for line in said.splitlines() if line.startswith("arc-easy")]
+    assert "60.0% (50–69%) of 100  " in row and "70.0% (60–78%) of 100, step 30" in row
+    assert "gsm8k" in said and "mmlu" not in said
+    first, second = json.loads(program("runs", "compare", "fox", "hen", "--json")[1])["runs"]
+    assert len(first["tasks"]) == 3 and second["tasks"][0]["right"] == 70
+
+
+def test_results_that_cannot_be_read_are_said(program: Program, place: Home) -> None:
+    put_results(place, "fox", 40, result()).write_text("[")
+    code, said, _ = program("runs", "show", "fox")
+    assert code == 0 and "chat_eval" in said and "is damaged" in said
+    shown = json.loads(program("runs", "show", "fox", "--json")[1])
+    assert shown["tasks"] == [] and "is damaged" in shown["unread"]
 
 
 def test_rename_and_copy(program: Program, place: Home) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from support.task_rows import ARC, GSM8K, HUMAN_EVAL, MMLU, fill
 
 from mlxchat.checkpoint import files, layout
 from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.checkpoint.task_results import TaskResult, read_results
 from mlxchat.cli.evaluate import eval_chat_command
 from mlxchat.config.inference import TASK_NAMES, ChatEvalConfig
 from mlxchat.data.chats.mixture import ChatDocuments
@@ -281,7 +283,7 @@ def test_the_results_are_shown_in_words(
     assert lines[0].split() == "task problems right score ± error random centered".split()
     assert "33.3%" in lines[1] and "25.0%" in lines[2]
     assert lines[3].startswith("Mean centered score of 2 tasks: ")
-    assert len(lines) == 4
+    assert lines[4].startswith("Results: ") and len(lines) == 5
     run(json=False, checkpoint=saved, data=["builtin"], max_problems=20)
     said = capsys.readouterr()
     assert "held-out conversations: loss" in said.out and "word for word" in said.out
@@ -297,6 +299,8 @@ def test_the_built_in_corpus_has_questions_that_no_conversation_asks(
     facts = json.loads(capsys.readouterr().out)
     assert facts["complete"] and facts["tasks"] == []
     assert facts["builtin_questions"]["problems"] == 3
+    [kept] = kept_of(facts["kept"])
+    assert (kept.task, kept.asked, kept.max_problems) == ("builtin questions", 3, 3)
     assert facts["builtin_questions"]["right"] == 0
     assert facts["held_out"]["conversations"] == 3
 
@@ -317,6 +321,7 @@ def test_built_in_questions_are_answered_word_for_word() -> None:
 @pytest.mark.parametrize("as_json", [slow(True), False])
 def test_ctrl_c_loses_no_score_that_is_complete(
     as_json: bool,
+    home: Path,
     tmp_path: Path,
     task_data: Path,
     capsys: pytest.CaptureFixture[str],
@@ -334,6 +339,8 @@ def test_ctrl_c_loses_no_score_that_is_complete(
     assert caught.value.exit_code == 130
     said = capsys.readouterr()
     assert "Interrupted" in said.err
+    [kept] = (home / "chat_eval").iterdir()
+    assert [each.task for each in kept_of(kept)] == ["arc-easy", "mmlu"]
     if as_json:
         facts = json.loads(said.out)
         assert [task["task"] for task in facts["tasks"]] == ["arc-easy", "mmlu"]
@@ -342,6 +349,69 @@ def test_ctrl_c_loses_no_score_that_is_complete(
     else:
         assert "arc-easy" in said.out and "gsm8k" not in said.out
         assert "Mean centered score of 2 tasks" in said.out
+
+
+def kept_of(path: object) -> list[TaskResult]:
+    return list(read_results(Path(str(path))))
+
+
+def test_what_was_asked_is_kept_with_its_settings(
+    home: Path, tmp_path: Path, task_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = saved_in(tmp_path / "model", network())
+    asked = {"checkpoint": saved, "tasks": "arc-easy,gsm8k,arithmetic-1", "max_tokens": 4}
+    run(**asked, max_problems=2)
+    facts = json.loads(capsys.readouterr().out)
+    assert Path(facts["kept"]).parent == home / "chat_eval"
+    assert Path(facts["kept"]).name.startswith("model_000000_")
+    easy, written, made_up = kept_of(facts["kept"])
+    assert [each.task for each in (easy, written, made_up)] == [
+        "arc-easy",
+        "gsm8k",
+        "arithmetic-1",
+    ]
+    [told, *_] = facts["tasks"]
+    assert (easy.right, easy.asked, easy.random) == (told["right"], 2, told["random"])
+    assert easy.low <= easy.share <= easy.high and easy.high - easy.low > 0.3
+    assert (easy.max_problems, easy.max_tokens, easy.temperature) == (2, None, None)
+    assert (written.max_problems, written.max_tokens, written.temperature) == (2, 4, 0.0)
+    assert easy.dtype == "float32" and abs(easy.time - time.time()) < 60
+    run(**{**asked, "tasks": "arc-easy"}, json=False)
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1] == f"Results: {facts['kept']}"
+    limits = [(each.task, each.max_problems, each.asked) for each in kept_of(facts["kept"])]
+    assert limits[:3] == [("arc-easy", 2, 2), ("arc-easy", None, 6), ("gsm8k", 2, 2)]
+
+
+def test_of_an_interrupted_task_nothing_is_kept(
+    home: Path, tmp_path: Path, task_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(saved: SavedModel, asked: list[Problem], *limits: int) -> Iterator[Outcome]:
+        first, *others = answer_problems(saved, asked, *limits)
+        yield first
+        if len(asked) == 3:  # of mmlu
+            raise KeyboardInterrupt
+        yield from others
+
+    monkeypatch.setattr("mlxchat.evaluate.suite.answer_problems", interrupted)
+    saved = saved_in(tmp_path / "model", network())
+    with pytest.raises(typer.Exit):
+        run(checkpoint=saved, tasks="arc-easy,mmlu")
+    [kept] = (home / "chat_eval").iterdir()
+    assert [(each.task, each.asked) for each in kept_of(kept)] == [("arc-easy", 6)]
+
+
+def test_a_disk_that_cannot_be_written_loses_no_printed_result(
+    home: Path, tmp_path: Path, task_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = saved_in(tmp_path / "model", network())
+    (home / "chat_eval").write_text("in the way")
+    run(checkpoint=saved, tasks="arc-easy")
+    said = capsys.readouterr()
+    facts = json.loads(said.out)
+    assert facts["complete"] and facts["kept"] is None and facts["tasks"][0]["problems"] == 6
+    [warned] = [line for line in said.err.splitlines() if line.startswith("Warning")]
+    assert "The results were not kept. " in warned and "chat_eval" in warned
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from support.foreign_models import (
     write_nanochat,
 )
 from support.models import BYTES
+from support.task_scores import put_results, result
 from typer.testing import CliRunner
 
 from mlxchat.checkpoint import files, history, layout
@@ -318,7 +319,19 @@ def test_the_card_says_how_the_model_was_trained(tmp_path: Path) -> None:
     assert (trained.tokens, trained.began_with) == (512, None)
     model = layout.read_model(source, mx.float32)
     exporters.write("transformers", tmp_path / "out", model, about, mx.float32)
+    put_results(
+        Home.from_environment(), "tiny", 2, result(), result("mmlu", 4, 10, max_problems=10)
+    )
+    measured = history_of(source, Home.from_environment())
+    exporters.write("transformers", tmp_path / "measured", model, measured, mx.float32)
+    card = (tmp_path / "measured" / "README.md").read_text()
+    assert "| arc-easy | 60.0% of 100 problems right (95% interval: 50.2% to 69.1%) |" in card
+    assert "| mmlu | 40.0% of the first 10 problems right (95% interval: 16.8% to 68.7%) |" in card
+    assert measured.unmeasured() == about.unmeasured()
+    measured.write(tmp_path)
+    assert "results" not in json.loads((tmp_path / "history.json").read_text())
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "arc-easy" not in card
     assert "| pretraining | 512 tokens of the built-in corpus of mlxchat |" in card
     assert "It was trained on the built-in corpus of mlxchat." in card
     assert card.startswith("---\nlibrary_name: transformers\n")

@@ -13,8 +13,10 @@ from support.checkpoints import put_step
 from support.places import REPOSITORY
 from support.run_homes import MadeRun, put_adapter, put_evaluation
 from support.strange_files import STRANGE, put_strange
+from support.task_scores import put_results, result
 
 from mlxchat.checkpoint import store
+from mlxchat.checkpoint.task_results import results_of
 from mlxchat.errors import CheckpointError, ConfigError, DiskError, LockedError, NotFound
 from mlxchat.home import Home
 from mlxchat.report.moves import copy_run, planned_removals, remove_run, rename_run
@@ -52,6 +54,17 @@ def test_a_rename_moves_everything_and_changes_nothing(place: Home) -> None:
     assert [path.name for path in place.runs.iterdir() if path.is_file()] == [".hen.lock"]
     rename_run(place, "hen", "fox")
     assert files(place) == before
+
+
+def test_results_on_tasks_go_with_their_run(place: Home) -> None:
+    put_results(place, "fox", 40, result())
+    rename_run(place, "fox", "hen")
+    copy_run(place, "hen", "hen2")
+    for name in ("hen", "hen2"):
+        folder = place.run(name) / "step_000040"
+        assert results_of(place, name, 40, folder) == (result(),)
+        remove_run(place, name)
+    assert list(place.chat_evaluations.iterdir()) == []
 
 
 def put_tracked(place: Home, tag: str) -> Path:

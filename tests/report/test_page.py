@@ -19,11 +19,14 @@ from support.logs import (
     stepped,
     write_log,
 )
+from support.task_scores import put_results, result
 from typer.testing import CliRunner
 
 from mlxchat.cli.app import app
 from mlxchat.errors import NotFound
 from mlxchat.home import Home
+from mlxchat.report.places import find_run
+from mlxchat.report.scores import beside_each_other, kept_results
 from mlxchat.report.write import write_report
 from mlxchat.telemetry.events import Ended, Sampled, event_to_json
 
@@ -81,6 +84,8 @@ def test_a_run_is_shown_whole(home: Path) -> None:
     assert run["series"]["loss"]["step"] == list(range(1, 101))
     assert run["resumes"][0]["step"] == 40
     assert len(run["series"]["bits_per_byte"]["value"]) == 10
+    assert page.text.count("Python 3.12.3, macOS 26.1, arm64") == 1  # in both its processes
+    assert run["software"] == ["Python 3.12.3, macOS 26.1, arm64"]
 
 
 def test_what_a_run_said_cannot_become_markup(home: Path) -> None:
@@ -197,6 +202,42 @@ def test_the_verdicts_of_an_evaluation_have_intervals(home: Path) -> None:
     os.utime(path, (0, 0))  # of an earlier run of that name
     page, _ = report(home, run)
     assert "CORE by task" not in page.text
+
+
+def test_what_was_right_of_tasks_is_in_the_page(home: Path) -> None:
+    run = saved_run(home, "classic")
+    limited = result("gsm8k", 1, 10, max_problems=10, max_tokens=64, temperature=0.0, random=0.0)
+    path = put_results(Home(home), run, 8, result(), limited)
+    page, data = report(home, run)
+    for text in ("Tasks", "60.0% (50.2% to 69.1%)", "first 10 problems, greedy, up to 64 tokens"):
+        assert text in page.text, text
+    easy, written = data["runs"][0]["tasks"]
+    assert (easy["step"], easy["task"], easy["right"], easy["asked"]) == (8, "arc-easy", 60, 100)
+    assert easy["low"] < easy["score"] < easy["high"] and written["max_problems"] == 10
+    path.write_text(path.read_text().replace("arc-easy", "<script>hacked()</script>"))
+    page, data = report(home, run)
+    assert "<script>hacked()</script>" in page.text and len(page.of("script")) == 2
+    path.write_text("[")
+    page, data = report(home, run)
+    assert "is damaged" in page.text and data["runs"][0]["tasks"] == []
+
+
+def test_tasks_are_compared_by_results_of_equal_settings(home: Path) -> None:
+    names = [saved_run(home, name) for name in ("classic", "modern")]
+    few = {"right": 10, "asked": 20, "max_problems": 20}
+    put_results(Home(home), names[0], 8, result(), result(**few))
+    put_results(Home(home), names[1], 8, result(**{**few, "right": 15}), result("mmlu", 30))
+    write_report(Home(home), names)
+    text = (Home(home).reports / f"{'_and_'.join(names)}.html").read_text("utf-8")
+    [figures] = re.findall('<section class="figures">(.*?)</section>', text)
+    [row] = [part for part in figures.split("<tr>") if "arc-easy" in part]
+    assert "50.0% (29.9% to 70.1%) of 20" in row and "<strong>75.0%" in row
+    [row] = [part for part in figures.split("<tr>") if "mmlu" in part]
+    assert "—" in row and "<strong>" not in row
+    put_results(Home(home), names[0], 8, result("mmlu", 9, 10, max_problems=10))
+    runs = [kept_results(Home(home), find_run(Home(home), name), [8])[0] for name in names]
+    of_mmlu = beside_each_other(runs)["mmlu"]
+    assert [each and each.asked for each in of_mmlu] == [10, 100]  # there is nothing in common
 
 
 def test_the_settings_of_runs_are_compared(home: Path) -> None:

@@ -41,6 +41,8 @@ def started(tag: str, step: int = 0, total: int = 100, time: float = BEGAN) -> S
         peak_flops=1e12,
         device="Apple M9",
         parameters=500_000,
+        python="3.12.3",
+        system="macOS 26.1, arm64",
     )
 
 

@@ -111,6 +111,8 @@ class MadeRun:
             None,
             "a chip",
             plan.parameters,
+            python="3.12.3",
+            system="macOS 26.1, arm64",
         )
 
     def put(self, home: Home) -> Path:

@@ -26,6 +26,7 @@ from mlxchat.telemetry.events import (
     Saved,
     Started,
     Stepped,
+    event_from_json,
     event_to_json,
 )
 from mlxchat.telemetry.log import JsonLines, RunLog
@@ -77,6 +78,16 @@ def test_what_json_has_no_number_for_is_null(value):
 def steps_of(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [line["step"] for line in lines if line["event"] == "step"]
+
+
+def test_a_start_without_the_versions_is_read_as_before():
+    told = json.loads(event_to_json(started()))
+    assert told["python"] is told["system"] is None
+    del told["python"], told["system"]  # as earlier versions wrote it
+    begun = event_from_json(json.dumps(told))
+    assert begun == started() and begun.software is None
+    told |= {"python": "3.12.3", "system": "macOS 26.1, arm64"}
+    assert event_from_json(json.dumps(told)).software == "Python 3.12.3, macOS 26.1, arm64"
 
 
 def test_log_keeps_what_is_stored_and_is_readable_at_once(tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,7 +29,18 @@ from mlxchat.model.size import scaling_parameters
 from mlxchat.optim import gradients, optimizer
 from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
-from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, Saved, Stepped
+from mlxchat.system import python_version, system_version
+from mlxchat.telemetry.events import (
+    Ended,
+    Evaluated,
+    Event,
+    Noted,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+    event_from_json,
+)
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
 from mlxchat.train.pretrain import run_pretraining
@@ -71,6 +83,18 @@ def test_events_come_in_order(straight: tuple[Path, list[Event]]) -> None:
     folder = store.latest(Home(home).runs / "run")
     assert folder is not None
     assert not layout.read_model(folder, mx.float32).conversational
+
+
+def test_the_log_names_python_and_the_system_but_no_machine(
+    straight: tuple[Path, list[Event]],
+) -> None:
+    home, _ = straight
+    first = Home(home).log(CONFIG.tag).read_text().splitlines()[0]
+    begun = event_from_json(first)
+    assert isinstance(begun, Started)
+    assert begun.python == python_version() and begun.system == system_version()
+    assert begun.software == f"Python {begun.python}, {begun.system}"
+    assert socket.gethostname() not in first and str(Path.home()) not in first
 
 
 @pytest.mark.parametrize("stop_at", [slow(1), 3, slow(8)])

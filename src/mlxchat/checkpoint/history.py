@@ -7,12 +7,13 @@ quantized copies. `mlxchat.train.stage.history_of` combines the two.
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from mlxchat.checkpoint import layout, store
 from mlxchat.checkpoint.bases import BaseRecord, checksums_of_weights, is_adapter
 from mlxchat.checkpoint.files import HISTORY
 from mlxchat.checkpoint.layout import Origin
+from mlxchat.checkpoint.task_results import TaskResult
 from mlxchat.errors import CheckpointError, command
 from mlxchat.telemetry.meter import CorePoint
 
@@ -41,6 +42,7 @@ class History(BaseModel):
     origin: Origin | None = None  # the import of the model, or of the first one before it
     bits_per_byte: float | None = None  # on validation text
     core: CorePoint | None = None  # of this step or an earlier one of its run
+    results: tuple[TaskResult, ...] = Field((), exclude=True)  # of this step; not in the file
 
     @property
     def unknown(self) -> str | None:
@@ -62,7 +64,7 @@ class History(BaseModel):
 
         What was measured is left out: it is not the new model's.
         """
-        return self.model_copy(update={"bits_per_byte": None, "core": None})
+        return self.model_copy(update={"bits_per_byte": None, "core": None, "results": ()})
 
     def write(self, folder: Path) -> None:
         """Write this history into the directory of a model that is made from this one."""

@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,8 @@ from mlxchat.cli.session import exit_promptly
 from mlxchat.config.inference import ChatEvalConfig
 from mlxchat.data.chats.sources import parse
 from mlxchat.home import Home
-from mlxchat.telemetry.events import Noted
-from mlxchat.ui.console import Screen, say, say_json, table
+from mlxchat.telemetry.events import Noted, Progressed
+from mlxchat.ui.console import Screen, say, say_json, table, warning
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from mlxchat.evaluate.suite import Results
 
 UNTRAINED = "{} was never trained on conversations, so it does not know how to answer."
+NOT_KEPT = "The results were not kept."
+PARTLY_KEPT = "The last results were not kept."
 CUT_SHORT = "Interrupted: only complete results are shown."
 
 
@@ -50,9 +52,12 @@ def eval_chat_command(
     generated at temperature 0, with the calculator. Each score is shown next to the score of
     guessing. A centered score is 0 for guessing and 1 if every answer is right.
 
-    Tasks are read from local files; spelling and generated questions need none. Progress goes to
+    Tasks are read from local files; spelling and generated questions need none. Their results are
+    kept in $MLXCHAT_HOME/chat_eval, where reports and model cards find them. Progress goes to
     standard error. Ctrl-C shows the results that are complete and exits with code 130.
     """
+    from mlxchat.checkpoint.history import tag_and_step
+    from mlxchat.checkpoint.task_results import KeptResults, results_file
     from mlxchat.evaluate.suite import (
         Results,
         held_out_share,
@@ -83,16 +88,28 @@ def eval_chat_command(
     with exit_promptly(), Screen(stream=sys.stderr) as screen:
         for note in (f"The model: {name}.", *notes):
             screen.show(Noted(time.time(), note))
+        kept = KeptResults(results_file(home, *tag_and_step(model), model, _progress(screen)))
         try:
-            run_suite(suite, saved, config, screen.show, results)
+            run_suite(suite, saved, config, screen.show, results, kept.add)
         except KeyboardInterrupt:
             screen.show(Noted(time.time(), CUT_SHORT))
     if json:
-        say_json(_facts(name, saved.conversational, results))
+        say_json({**_facts(name, saved.conversational, results), "kept": kept.where})
     else:
         _show(results, saved.model.config.sequence_len)
+        if kept.where:
+            say(f"Results: {kept.where}")
+    if kept.fault:
+        warning(f"{PARTLY_KEPT if kept.where else NOT_KEPT} {kept.fault.problem}")
     if not results.complete:
         raise typer.Exit(128 + signal.SIGINT)
+
+
+def _progress(screen: Screen) -> Callable[[int, int], None]:
+    """Return a function that shows how many bytes of a model's files have been read."""
+    return lambda done, total: screen.show(
+        Progressed(time.time(), "checksums", done, total, "bytes")
+    )
 
 
 def _facts(model: str, conversational: bool, results: "Results") -> dict[str, Any]:

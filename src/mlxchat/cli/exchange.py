@@ -39,8 +39,8 @@ def import_command(
     path: Annotated[
         Path,
         typer.Argument(
-            help="The directory or file of a checkpoint.",
             metavar="PATH",
+            help="The directory or file of a checkpoint.",
             show_default=False,
             parser=expanded,
         ),

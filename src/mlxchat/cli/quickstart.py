@@ -80,7 +80,10 @@ NEXT = (
     ("mlxchat chat", "Chat with it again."),
     ("mlxchat data fetch --num-shards 2", "Download real text: 0.3 GB of web pages."),
     ("mlxchat data fetch --from novels.txt", "Or use your own text."),
-    ("mlxchat train --budget 1h", "Train a larger model on it for an hour (or 10m, or 8h)."),
+    (
+        "mlxchat train --budget 1h",
+        "Train on it for an hour, or 10m, or 8h. Your own text: --dataset novels.",
+    ),
     ('mlxchat sft --identity "name=Ada"', "Teach that model to answer, and to say who it is."),
 )
 

@@ -69,6 +69,7 @@ def runs_show_command(
     command that repeats the run: add --fresh to start from scratch, or another --model-tag.
     """
     from mlxchat.report.description import described_run
+    from mlxchat.report.scores import results_in_json
     from mlxchat.ui.run_details import show_description
 
     described = described_run(Home.from_environment(), name)
@@ -91,8 +92,9 @@ def runs_show_command(
             "checkpoints": [
                 {**asdict(saved), "path": str(saved.path)} for saved in described.steps
             ],
+            "tasks": results_in_json(described.tasks),
             "later_runs": list(described.continued),
-            "unread": described.fault,
+            "unread": described.fault or " ".join(described.unread) or None,
         }
     )
 
@@ -104,6 +106,7 @@ def runs_compare_command(names: RunNames, json: Json = False) -> None:
     """
     from mlxchat.report.description import described_run
     from mlxchat.report.differences import compared, differing_settings
+    from mlxchat.report.scores import results_in_json
     from mlxchat.ui.run_details import show_comparison
 
     chosen = list(dict.fromkeys(names))
@@ -116,7 +119,9 @@ def runs_compare_command(names: RunNames, json: Json = False) -> None:
         return
     say_json(
         {
-            "runs": [_facts(run.summary) for run in described],
+            "runs": [
+                {**_facts(run.summary), "tasks": results_in_json(run.tasks)} for run in described
+            ],
             "differences": {
                 setting: {
                     run.summary.name: row and row.value

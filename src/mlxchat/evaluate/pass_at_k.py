@@ -19,6 +19,19 @@ class Interval:
         return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
 
 
+def share_of(right: int, asked: int) -> Interval:
+    """Return a share of problems with Wilson's interval.
+
+    Args:
+        right: how many were answered correctly.
+        asked: how many there were, at least one.
+
+    >>> str(share_of(60, 100))
+    '60.0% (50.2% to 69.1%)'
+    """
+    return _wilson(right / asked, asked)
+
+
 def pass_at_k(right: Sequence[int], samples: int, k: int) -> Interval:
     """Return an unbiased estimate of pass@k, with an interval over questions.
 

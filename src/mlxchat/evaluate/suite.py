@@ -1,10 +1,12 @@
 """The evaluation of a chat model: selects tasks and conversations, and evaluates them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlxchat import __version__
 from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.checkpoint.task_results import TaskResult
 from mlxchat.config.inference import ChatEvalConfig
 from mlxchat.data.chats.mixture import ChatDocuments
 from mlxchat.data.chats.sources import VALIDATION_SHARE, Source
@@ -18,11 +20,13 @@ from mlxchat.evaluate.loss import (
     last_replies,
     lay_out,
 )
+from mlxchat.evaluate.pass_at_k import share_of
 from mlxchat.evaluate.tasks import TASKS, Exercise, Problem, is_available, problems
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Evaluated, Evaluating, Progressed, Report
 from mlxchat.tokenizer.messages import Conversation
 
+BUILTIN_TASK = "builtin questions"
 BUILTIN_SEED = 42  # of the built-in conversations; which of them are held out does not depend on it
 
 SKIPPED = (
@@ -150,14 +154,25 @@ def run_suite(
     config: ChatEvalConfig,
     report: Report,
     results: Results,
+    keep: Callable[[TaskResult], None] = lambda result: None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> None:
     """Evaluate a model on a suite.
 
     Args:
+        suite: what it is evaluated on.
+        saved: the model.
+        config: the settings.
         report: receives the progress.
         results: filled in part by part, so that an interrupt leaves the complete parts.
+        keep: called with the result on a task, or on the built-in questions, once it is complete.
+            What is measured on conversations depends on the user's own files, and is not kept.
+        clock: stamps the events and the results.
     """
+
+    def keep_score(score: Score, asked: Sequence[Problem], max_tokens: int) -> None:
+        limit = config.max_problems if config.max_problems == len(asked) else None
+        keep(task_result(score, asked, limit, max_tokens, saved, clock()))
 
     def score(task: str, asked: Sequence[Problem], max_tokens: int) -> Score:
         outcomes: list[Outcome] = []
@@ -169,8 +184,10 @@ def run_suite(
 
     for name, asked in suite.tasks.items():
         results.tasks.append(score(name, asked, config.max_tokens))
+        keep_score(results.tasks[-1], asked, config.max_tokens)
     if suite.builtin:
-        results.builtin = score("builtin questions", suite.builtin, LONGEST_REPLY + 1)
+        results.builtin = score(BUILTIN_TASK, suite.builtin, LONGEST_REPLY + 1)
+        keep_score(results.builtin, suite.builtin, LONGEST_REPLY + 1)
     if suite.conversations:
         context = saved.model.config.sequence_len
         results.laid_out = lay_out(suite.conversations, saved.tokenizer, context)
@@ -178,6 +195,42 @@ def run_suite(
         if exercises := last_replies(suite.conversations, saved.tokenizer):
             results.replies = score("last replies", exercises, LONGEST_REPLY + 1)
     results.complete = True
+
+
+def task_result(
+    score: Score,
+    asked: Sequence[Problem],
+    limit: int | None,
+    max_tokens: int,
+    saved: SavedModel,
+    time: float,
+) -> TaskResult:
+    """Return what is kept of a score.
+
+    Args:
+        score: the score on all the problems.
+        asked: these problems.
+        limit: the limit that left out others of the task; None if it left out none.
+        max_tokens: the most tokens of a written answer.
+        saved: the model.
+        time: when the last of them was answered.
+    """
+    interval = share_of(score.right, score.problems)
+    written = any(isinstance(problem, Exercise) for problem in asked)
+    return TaskResult(
+        task=score.task,
+        right=score.right,
+        asked=score.problems,
+        low=interval.low,
+        high=interval.high,
+        random=score.random,
+        max_problems=limit,
+        max_tokens=max_tokens if written else None,
+        temperature=0.0 if written else None,
+        dtype=str(saved.model.dtype).removeprefix("mlx.core."),
+        time=time,
+        mlxchat=__version__,
+    )
 
 
 def _held_out_loss(saved: SavedModel, laid_out: HeldOut, report: Report) -> Evaluated:

@@ -12,6 +12,7 @@ import numpy as np
 from mlxchat.evaluate.core_tasks import GPT2_CORE, GPT2_SIZES
 from mlxchat.report.charts import AxisName, Chart, Level, Line, Mark
 from mlxchat.report.facts import LEAST_STEP_SECONDS, RunFacts, interruptions
+from mlxchat.report.scores import results_in_json
 from mlxchat.report.series import Columns, Values, recent_seconds, smoothed, thinned
 from mlxchat.report.words import bits_in_words, share_in_words
 
@@ -253,6 +254,7 @@ def facts_in_json(facts: RunFacts) -> dict[str, Any]:
         "stage": facts.stage,
         "state": facts.state,
         "device": facts.device,
+        "software": list(facts.software),
         "parameters": facts.parameters,
         "step": facts.step,
         "total_steps": facts.total_steps,
@@ -271,6 +273,7 @@ def facts_in_json(facts: RunFacts) -> dict[str, Any]:
             {"step": e.step, "core": e.core, "error": e.error, "centered": e.centered}
             for e in facts.log.core
         ],
+        "tasks": results_in_json(facts.tasks),
         "faults": list(facts.faults),
     }
 

@@ -25,6 +25,7 @@ from mlxchat.report.log_end import told_of
 from mlxchat.report.places import find_run
 from mlxchat.report.provenance import NOT_SET, SettingRow, command_of_run, setting_rows
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with
+from mlxchat.report.scores import StepResults, kept_results
 from mlxchat.telemetry.events import Event, Sampled, Started
 
 
@@ -65,7 +66,9 @@ class RunDescription:
         base_is_there: whether the model that it began with is still where its settings say.
         origin: the program that its model was imported from.
         made_from: the model that it was made from: of a quantized copy, say.
+        tasks: the results of its checkpoints on tasks, ascending.
         fault: why its settings cannot be read.
+        unread: why results on tasks cannot be read.
     """
 
     summary: RunSummary
@@ -84,7 +87,9 @@ class RunDescription:
     base_is_there: bool = True
     origin: str | None = None
     made_from: str | None = None
+    tasks: tuple[StepResults, ...] = ()
     fault: str | None = None
+    unread: tuple[str, ...] = ()
 
 
 def described_run(home: Home, name: str) -> RunDescription:
@@ -100,10 +105,13 @@ def described_run(home: Home, name: str) -> RunDescription:
     folder = summary.places.folder
     steps = saved_steps([folder], lambda _: None) if folder else []
     every = Summaries(home).all()
+    tasks, unread = kept_results(home, summary.places, summary.saved_steps)
     common: dict[str, Any] = {
         "starts": tuple(starts),
         "samples": tuple(samples),
         "steps": tuple(steps),
+        "tasks": tasks,
+        "unread": unread,
         "continued": tuple(run.name for run in beginning_with(name, every)),
         "base_is_there": _is_there(summary.began_with, [run.name for run in every]),
     }

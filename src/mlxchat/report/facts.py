@@ -25,6 +25,7 @@ from mlxchat.home import Home
 from mlxchat.monitor.machine import lives
 from mlxchat.monitor.runs import State, run_state, with_host_name
 from mlxchat.report.places import find_run
+from mlxchat.report.scores import StepResults, kept_results
 from mlxchat.report.series import (
     EVALUATION_COLUMNS,
     REWARD_COLUMNS,
@@ -60,6 +61,7 @@ class RunFacts:
         history: how its model came to be.
         checksums: sha256 of the weight files saved there.
         saved: the numbers of its checkpoints.
+        tasks: the results of its checkpoints on tasks, ascending.
         faults: what could not be read, and why.
     """
 
@@ -73,6 +75,7 @@ class RunFacts:
     history: History | None
     checksums: dict[str, str] = field(default_factory=dict)
     saved: tuple[int, ...] = ()
+    tasks: tuple[StepResults, ...] = ()
     faults: tuple[str, ...] = ()
 
     @property
@@ -224,6 +227,12 @@ class RunFacts:
         return self.log.started.where if self.log.started else None
 
     @property
+    def software(self) -> tuple[str, ...]:
+        """Python and the operating system of its processes, each once; empty of older logs."""
+        named = (start.software for start in self.log.starts)
+        return tuple(dict.fromkeys(filter(None, named)))
+
+    @property
     def parameters(self) -> int | None:
         """The parameters of the model."""
         if self.log.started:
@@ -270,6 +279,8 @@ def read_facts(
         faults.append(f"Its status cannot be read: {reason_of(error)}.")
     except ValueError:
         faults.append("Its status is damaged.")
+    tasks, unread = kept_results(home, places, steps)
+    faults += unread
     trainer, history, sums = _saved_state(newest, home, faults)
     if trainer is not None and not len(log.evaluations) and not len(log.steps):
         log = _from_meter(log, trainer, faults)
@@ -285,6 +296,7 @@ def read_facts(
         history=history,
         checksums=sums,
         saved=steps,
+        tasks=tasks,
         faults=tuple(faults),
     )
 

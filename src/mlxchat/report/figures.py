@@ -9,6 +9,7 @@ from mlxchat.evaluate.pass_at_k import Interval
 from mlxchat.report.charts import line_look
 from mlxchat.report.compare import compute_multiplier, same_validation
 from mlxchat.report.facts import RunFacts
+from mlxchat.report.scores import beside_each_other
 from mlxchat.report.tables import (
     Html,
     table_of_runs,
@@ -158,13 +159,12 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
         if all(text == "—" for text in texts):
             continue
         values = [row.value(facts) for facts in runs]
-        known = [value for value in values if value is not None]
-        best = row.best(known) if row.best and len(set(known)) > 1 else None
-        cells = [
-            Html(f"<strong>{escape(text)}</strong>") if best is not None and value == best else text
-            for text, value in zip(texts, values, strict=True)
-        ]
-        rows.append((row.name, *cells))
+        rows.append((row.name, *_best_in_bold(texts, values, row.best)))
+    for task, of_each in beside_each_other([facts.tasks for facts in runs]).items():
+        texts = ["—" if of is None else f"{of.interval} of {of.asked:,}" for of in of_each]
+        alike = len({of.settings for of in of_each if of is not None}) == 1
+        shares = [None if of is None else of.share for of in of_each]
+        rows.append((task, *_best_in_bold(texts, shares, max if alike else None)))
     multipliers, explained = _multipliers(runs), ""
     if any(text != "—" for text in multipliers[1:]):
         rows.append(("compute multiplier", *multipliers))
@@ -185,6 +185,20 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
     head = ("", *(Html(f"{swatch(n)} {escape(f.name)}") for n, f in enumerate(runs)))
     below = f'<p class="remark">{escape(explained)}</p>' if explained else ""
     return Html(f'<section class="figures">{table_of_runs(head, rows)}{below}</section>')
+
+
+def _best_in_bold(
+    texts: Sequence[str],
+    values: Sequence[float | None],
+    best: Callable[..., float] | None,
+) -> list[str]:
+    """Return cells of a row, those with the best value in bold if there are others."""
+    known = [value for value in values if value is not None]
+    chosen = best(known) if best and len(set(known)) > 1 else None
+    return [
+        Html(f"<strong>{escape(text)}</strong>") if chosen is not None and value == chosen else text
+        for text, value in zip(texts, values, strict=True)
+    ]
 
 
 def _multipliers(runs: Sequence[RunFacts]) -> list[str]:

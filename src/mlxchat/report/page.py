@@ -35,6 +35,7 @@ from mlxchat.report.tables import (
     parameters_table,
     provenance_table,
     settings_table,
+    tasks_table,
 )
 from mlxchat.report.words import (
     count_in_words,
@@ -282,6 +283,13 @@ def _sections(run: Shown, generator: str, level: int) -> list[Html]:
             '<p class="remark">Centered: 0 for guessing, 1 for all right; CORE is the mean. '
             "The order of the data alone moves CORE by about 0.016.</p>"
         )
+    tasks = tasks_table(facts)
+    explained = Html()
+    if tasks:
+        explained = Html(
+            '<p class="remark">Answers asked for by mlxchat eval chat. In brackets: 95% intervals. '
+            "Centered: 0 for guessing, 1 for all right.</p>"
+        )
     again = Html()
     if facts.trainer is not None and facts.state in ("interrupted", "failed", "died"):
         resume = command(COMMAND_OF_STAGE[facts.trainer.stage], resume=facts.name)
@@ -289,6 +297,7 @@ def _sections(run: Shown, generator: str, level: int) -> list[Html]:
     return [
         _section("Samples", samples_over_time(facts), level=level),
         _section("CORE by task", core, remark, level=level),
+        _section("Tasks", tasks, explained, level=level),
         _section("Held-out questions", judged_table(facts), level=level),
         _section("Evaluations", folded("All evaluations", evaluations_table(facts)), level=level),
         _section("Model", parameters_table(facts), level=level),

@@ -1,4 +1,4 @@
-"""All that is on disk of a run: its checkpoints, its log and status, its evaluations on CORE."""
+"""All that is on disk of a run: its checkpoints, its log and status, what it got right of tasks."""
 
 import os
 import re
@@ -27,7 +27,7 @@ class RunPlaces:
         stage: its stage; None if nothing on disk says which.
         folder: the folder of its checkpoints; None if it has none.
         log: the folder of its log and its status; None if it has none, as an imported model.
-        evaluations: the files of what its model got right of CORE.
+        evaluations: the files of what its model got right of CORE and of other tasks.
     """
 
     name: str
@@ -107,9 +107,9 @@ def no_such_run(name: str, names: Sequence[str]) -> NotFound:
 
 
 def evaluations_by_run(home: Home) -> dict[str, list[Path]]:
-    """Return the files of evaluations on CORE by the names of their runs."""
+    """Return the files of evaluations on CORE and on other tasks by the names of their runs."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(_below(home.base_evaluations)):
+    for path in (*sorted(_below(home.base_evaluations)), *sorted(_below(home.chat_evaluations))):
         if match := EVALUATION.fullmatch(path.name):
             found.setdefault(match[1], []).append(path)
     return found

@@ -1,14 +1,20 @@
-"""The scores of a checkpoint that `mlxchat eval base` has kept: right answers of each task."""
+"""What `mlxchat eval base` and `eval chat` have kept of a run: right answers, by task."""
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from mlxchat.checkpoint import store
+from mlxchat.checkpoint.task_results import TaskResult, best_known, results_of
+from mlxchat.counts import counted
+from mlxchat.errors import MlxchatError
 from mlxchat.evaluate.core_kept import read_verdicts
 from mlxchat.evaluate.core_tasks import CORE_TASKS
 from mlxchat.home import Home
+from mlxchat.report.places import RunPlaces
 
 _HASH = r"(_[0-9]+_per_task)?_[0-9a-f]{8}\.jsonl"  # the rest of the name of a file of verdicts
 
@@ -51,3 +57,82 @@ def kept_scores(home: Home, name: str, step: int, since: float) -> list[TaskScor
 def _verdicts(path: Path) -> dict[tuple[str, int], bool]:
     verdicts, _ = read_verdicts(path)
     return verdicts
+
+
+class StepResults(NamedTuple):
+    """The results of a checkpoint on tasks, of each settings that they were asked with."""
+
+    step: int
+    results: tuple[TaskResult, ...]
+
+
+def kept_results(
+    home: Home, places: RunPlaces, steps: Sequence[int]
+) -> tuple[tuple[StepResults, ...], tuple[str, ...]]:
+    """Return the results on tasks of a run's checkpoints, and why any cannot be read.
+
+    Args:
+        home: where they are.
+        places: the run.
+        steps: its checkpoints. Those without results are left out.
+    """
+    found, faults = list[StepResults](), list[str]()
+    for step in steps if places.evaluations else ():
+        try:
+            assert places.folder  # where the steps are
+            folder = store.directory(places.folder, step)
+            results = results_of(home, places.name, step, folder)
+        except MlxchatError as error:
+            faults.append(error.problem)
+        else:
+            found += [StepResults(step, results)] if results else []
+    return tuple(found), tuple(faults)
+
+
+def beside_each_other(
+    runs: Sequence[Sequence[StepResults]],
+) -> dict[str, list[TaskResult | None]]:
+    """Return a result of each run by task: of its newest step that has any, None without one.
+
+    If there are settings that all the runs that know the task were asked with, they are of these
+    settings; else each is that of most problems.
+    """
+    newest = [judged[-1].results if judged else () for judged in runs]
+    tasks = dict.fromkeys(result.task for results in newest for result in results)
+    found = dict[str, list[TaskResult | None]]()
+    for task in tasks:
+        known = [[result for result in results if result.task == task] for results in newest]
+        common = set.intersection(*({each.settings for each in of} for of in known if of))
+        of_each = [[each for each in of if not common or each.settings in common] for of in known]
+        found[task] = [next(iter(best_known(of)), None) for of in of_each]
+    return found
+
+
+def results_in_json(judged: Sequence[StepResults]) -> list[dict[str, Any]]:
+    """Return results as plain values for JSON."""
+    return [
+        {
+            "step": step.step,
+            **result.model_dump(mode="json"),
+            "score": result.share,
+            "centered": result.centered,
+        }
+        for step in judged
+        for result in step.results
+    ]
+
+
+def result_in_words(result: TaskResult) -> str:
+    """Return what was right of a task, with its interval, what guessing gets, and the settings."""
+    right = f"{result.interval} of {result.asked:,}"
+    return " · ".join([right, f"guessing {result.random:.1%}", settings_in_words(result)])
+
+
+def settings_in_words(result: TaskResult) -> str:
+    """Return how a task was asked: which problems, how they were answered, in what precision."""
+    problems = "" if result.max_problems is None else f"first {result.max_problems:,} problems"
+    answers = "likeliest letter"
+    if result.max_tokens is not None:
+        how = f"temperature {result.temperature:g}" if result.temperature else "greedy"
+        answers = f"{how}, up to {counted(result.max_tokens, 'tokens')}"
+    return ", ".join(filter(None, [problems, answers, result.dtype]))

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxchat.counts import counted
 from mlxchat.evaluate.core_tasks import CORE_TASKS, GPT2_SIZES
-from mlxchat.evaluate.pass_at_k import Interval, pass_at_k
+from mlxchat.evaluate.pass_at_k import Interval, share_of
 from mlxchat.harmless import harmless
 from mlxchat.model.size import parameters
 from mlxchat.report.facts import RunFacts, interruptions
@@ -22,7 +22,7 @@ from mlxchat.report.provenance import (
     plan_facts,
     setting_rows,
 )
-from mlxchat.report.scores import TaskScore
+from mlxchat.report.scores import TaskScore, settings_in_words
 from mlxchat.report.series import thinned
 from mlxchat.report.words import (
     bits_in_words,
@@ -313,9 +313,8 @@ def core_table(facts: RunFacts, kept: Sequence[TaskScore]) -> Html:
     if kept:
         for score in kept:
             task = CORE_TASKS[score.task]
-            interval = pass_at_k([1] * score.right + [0] * (score.examples - score.right), 1, 1)
             centered = (score.share - task.baseline / 100) / (1 - task.baseline / 100)
-            right = f"{interval.value:.1%} ({interval.low:.1%} to {interval.high:.1%})"
+            right = str(share_of(score.right, score.examples))
             rows.append(_core_row(score.task, right, f"{score.examples:,}", centered))
     elif facts.log.core:
         last = facts.log.core[-1]
@@ -336,6 +335,29 @@ def _core_row(name: str, right: str, count: str, centered: float) -> tuple[objec
     return (name, f"{task.baseline:g}%", right, count, f"{centered:.3f}", *gpt2)
 
 
+def tasks_table(facts: RunFacts) -> Html:
+    """Return what the model of a run got right of tasks: of the newest step that was asked first.
+
+    Of a step and a task there is a row for each settings that it was asked with.
+    """
+    rows = [
+        (
+            result.task,
+            result.interval,
+            f"{result.asked:,}",
+            share_in_words(result.random),
+            f"{result.centered:.3f}",
+            f"{judged.step:,}",
+            settings_in_words(result),
+            moment(result.time),
+        )
+        for judged in reversed(facts.tasks)
+        for result in judged.results
+    ]
+    head = ("task", "right", "of", "guessing", "centered", "step", "asked with", "on")
+    return html_table(head, rows)
+
+
 # ==== Where it came from =========================================================================
 
 
@@ -349,6 +371,8 @@ def provenance_table(facts: RunFacts, generator: str) -> Html:
         seed = getattr(trainer.settings, "seed", None)
         rows.append(("seed", "—" if seed is None else f"{seed}"))
     rows.append(("machine", facts.device or "unknown"))
+    if facts.software:
+        rows.append(("Python and system", "; ".join(facts.software)))
     rows.append(("from", f"{moment(facts.log.first)} to {moment(facts.log.last)}"))
     training = facts.history.trainings[-1] if facts.history and facts.history.trainings else None
     if training and training.began_with:

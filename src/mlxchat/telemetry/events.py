@@ -96,11 +96,19 @@ class Started:
     estimated_memory: Count | None = None  # bytes, the planned peak of MLX
     matmul_flops: Measured | None = None  # of a product here, in FLOP/s; None if not measured
     ranks: Count = 1  # processes that train together; both FLOP/s are those of all
+    python: str | None = None  # its version; None in logs of earlier versions, as ``system``
+    system: str | None = None  # the operating system: its name and version, and the architecture
 
     @property
     def where(self) -> str:
         """The device, and how many ranks there are if they are several."""
         return f"{self.ranks} ranks, {self.device}" if self.ranks > 1 else self.device
+
+    @property
+    def software(self) -> str | None:
+        """Python and the operating system, with their versions; None if the log does not say."""
+        python = self.python and f"Python {self.python}"
+        return ", ".join(filter(None, [python, self.system])) or None
 
 
 @dataclass(frozen=True)

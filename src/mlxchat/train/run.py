@@ -13,6 +13,7 @@ from mlxchat.data.documents import Documents
 from mlxchat.device_failures import explained
 from mlxchat.errors import ConfigError, command
 from mlxchat.plan.memory import Resources
+from mlxchat.system import python_version, system_version
 from mlxchat.telemetry.events import Ended, Event, Noted, Replanned, Report, Started
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
@@ -240,6 +241,8 @@ def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) ->
         estimated_memory=plan.peak,
         matmul_flops=ranks * product if product else None,
         ranks=ranks,
+        python=python_version(),
+        system=system_version(),
     )
     for note in notes:
         yield Noted(clock(), note)

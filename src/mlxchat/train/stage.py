@@ -8,6 +8,7 @@ subclass of `Stage` in ``train/NEW.py``, a row in `STAGES` (``train/__init__.py`
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from mlxchat.checkpoint import history, trainer
 from mlxchat.checkpoint.files import TRAINER
 from mlxchat.checkpoint.history import History, Training
+from mlxchat.checkpoint.task_results import results_of
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.run import RunConfig
 from mlxchat.data.documents import Documents
@@ -270,12 +272,16 @@ def stage_of(state: TrainerState[RunConfig], home: Home) -> Stage[Any, Any]:
 def history_of(folder: Path, home: Home) -> History:
     """Read how the model in a directory came to be, the run that saved it included.
 
-    What another version of mlxchat says of that run is ignored.
+    What another version of mlxchat says of that run is ignored, and so are results on tasks that
+    cannot be read: whoever trains on with the model needs neither.
 
     Raises:
         CheckpointError: the record of its import, or of the model before it, is damaged.
     """
     before = history.read_before(folder)
+    with suppress(MlxchatError):
+        results = results_of(home, before.tag, before.step, folder)
+        before = before.model_copy(update={"results": results})
     try:
         state = read_trainer(folder)
     except MlxchatError:  # an imported model, a quantized copy, or of another version

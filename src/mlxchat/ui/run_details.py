@@ -13,6 +13,7 @@ from mlxchat.report.description import RunDescription
 from mlxchat.report.differences import Comparison, differing_settings
 from mlxchat.report.provenance import SettingRow
 from mlxchat.report.runs import ModelFacts, RunSummary
+from mlxchat.report.scores import StepResults, beside_each_other, result_in_words
 from mlxchat.ui.monitor import ending_in_words
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
 from mlxchat.ui.runs import (
@@ -58,6 +59,10 @@ def show_description(
     _facts(console, "", _overview(run))
     _settings(console, run.rows, everything)
     _facts(console, "Checkpoints", _steps(run))
+    for judged in run.tasks:
+        _facts(console, f"Tasks at step {judged.step:,}", _results(judged))
+    for problem in run.unread:
+        _paragraph(console, problem)
     if run.samples:
         _heading(console, f"Samples after step {run.samples[0].step:,}")
         for sample in run.samples:
@@ -105,6 +110,8 @@ def _overview(run: RunDescription) -> list[tuple[str, str]]:
         began = "resumed" if number else "started"
         at = f" at step {start.step:,}" if start.step else ""
         add(began, f"{datetime.fromtimestamp(start.time):{WHEN}}{at}, {start.where}")
+        if number == 0 or start.software != run.starts[number - 1].software:
+            add("software", start.software)
     add("size", amount(summary.bytes, "bytes"))
     add("folder", summary.places.folder)
     add("log", summary.places.log)
@@ -139,6 +146,13 @@ def _right_in_words(run: RunSummary) -> str:
     if run.pass_1 is None:
         return ""
     return f"{run.pass_1:.1%} of held-out questions after step {run.scores[-1][0]:,}"
+
+
+def _results(judged: StepResults) -> list[tuple[str, str]]:
+    return [
+        (each.task, f"{result_in_words(each)} · {datetime.fromtimestamp(each.time):{WHEN}}")
+        for each in judged.results
+    ]
 
 
 def _settings(console: LiteralConsole, rows: Sequence[SettingRow], everything: bool) -> None:
@@ -245,7 +259,25 @@ def _measurements(runs: Sequence[RunDescription]) -> list[list[str]]:
     ]
     if rows[3][1:] == rows[4][1:]:
         del rows[4]
+    rows += _tasks_in_brief(runs)
     return [row for row in rows if any(cell != UNKNOWN for cell in row[1:])]
+
+
+def _tasks_in_brief(runs: Sequence[RunDescription]) -> list[list[str]]:
+    """Return a row for each task: what the newest step of each run that has results got right."""
+    rows = []
+    for task, results in beside_each_other([run.tasks for run in runs]).items():
+        row = [task]
+        for run, result in zip(runs, results, strict=True):
+            if result is None:
+                row.append(UNKNOWN)
+                continue
+            step = run.tasks[-1].step
+            at = "" if step == run.summary.saved_steps[-1] else f", step {step:,}"
+            ends = f"{100 * result.low:.0f}–{result.high:.0%}"
+            row.append(f"{result.share:.1%} ({ends}) of {result.asked:,}{at}")
+        rows.append(row)
+    return rows
 
 
 def _formatted(value: float | None, form: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mlxchat import __version__
 from mlxchat.checkpoint.history import History, Training
 from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.checkpoint.task_results import best_known
 from mlxchat.counts import counted
 from mlxchat.interop.programs import ExportFormat
 from mlxchat.model.config import GPTConfig
@@ -122,6 +123,11 @@ def _figures(saved: SavedModel, history: History) -> Iterator[str]:
         step, core, error, most = history.core
         of = f"at step {step:,}, at most {counted(most, 'examples')} per task"
         yield f"| CORE | {core:.4f} ± {error:.4f} {of} |"
+    for result in best_known(history.results):
+        part = "" if result.max_problems is None else "the first "
+        right = f"{result.share:.1%} of {part}{counted(result.asked, 'problems')} right"
+        interval = f"95% interval: {result.low:.1%} to {result.high:.1%}"
+        yield f"| {result.task} | {right} ({interval}) |"
 
 
 def _trained_on(training: Training) -> str:
