@@ -130,7 +130,9 @@ def result_in_words(result: TaskResult) -> str:
 
 def settings_in_words(result: TaskResult) -> str:
     """Return how a task was asked: which problems, how they were answered, in what precision."""
-    problems = "" if result.max_problems is None else f"first {result.max_problems:,} problems"
+    problems = (
+        "" if result.max_problems is None else f"first {counted(result.max_problems, 'problems')}"
+    )
     answers = "likeliest letter"
     if result.max_tokens is not None:
         how = f"temperature {result.temperature:g}" if result.temperature else "greedy"
