@@ -133,7 +133,7 @@ class WatchedRun:
 
     @property
     def began(self) -> float:
-        """When its process started, or else the run; 0 if neither is known."""
+        """The time at which its process started, or else the run; 0 if neither is known."""
         if self.status:
             return self.status.process.started
         return self.meter.started.time if self.meter.started else 0.0

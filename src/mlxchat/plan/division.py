@@ -31,7 +31,7 @@ CHUNK_COST = 16  # to read the head's weight and write its gradient, for each ch
 
 
 class Trainee(NamedTuple):
-    """What is trained: a whole model, or an adapter on one."""
+    """The object of training: a whole model, or an adapter on one."""
 
     model: GPTConfig
     adapter: AdapterPlan | None = None

@@ -141,18 +141,13 @@ def load_state(plan: Plan, saved: SavedRun[Config], dtype: mx.Dtype) -> TrainSta
             "Use another name with `model_tag`, or start from scratch with `fresh`.",
         )
     stored.model.cast_frozen()
-    optimizer = new_optimizer(stored.model)
+    optimizer = MuonAdamW(stored.model)
     optimizer.state = trainer.read_optimizer(saved.folder, optimizer.state)
     loader = trainer.read_loader(saved.folder)
     before, step = history.read_file(saved.folder), saved.trainer.step
     return TrainState(
         plan, stored.tokenizer, stored.model, optimizer, step, loader, before, stored.base
     )
-
-
-def new_optimizer(model: GPT) -> MuonAdamW:
-    """Return an optimizer for a model, its state as before the first step."""
-    return MuonAdamW(model)
 
 
 # Is the data the same?

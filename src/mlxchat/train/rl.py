@@ -24,6 +24,7 @@ from mlxchat.data.questions.tasks import GSM8K, GSM8K_SOURCE, questions_of
 from mlxchat.engine.rollout import answer_keys
 from mlxchat.errors import CheckpointError, ConfigError, DataError, MlxchatError, NotFound, command
 from mlxchat.home import Home
+from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import compute_dtype, hold_memory
@@ -36,8 +37,8 @@ from mlxchat.train.base import adapter_plan, load_base, require_trainable, with_
 from mlxchat.train.evaluation import Evaluation, never
 from mlxchat.train.examiner import Examiner
 from mlxchat.train.judgement import JudgedEvaluation
-from mlxchat.train.loop import Draw, ShouldStop
-from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
+from mlxchat.train.loop import ShouldStop
+from mlxchat.train.resume import SavedRun, TrainState
 from mlxchat.train.rewards import CheckedReward, reward_fingerprints, rewards_of
 from mlxchat.train.rl_documents import QuestionDocuments, files_of
 from mlxchat.train.rl_plan import RL_MOMENTUM, question_survey, rl_plan
@@ -45,6 +46,7 @@ from mlxchat.train.rollouts import OF_EVALUATIONS, Rollouts
 from mlxchat.train.run import run
 from mlxchat.train.sft import FineTuning
 from mlxchat.train.stage import Prepared, Stage
+from mlxchat.train.step import Draw
 from mlxchat.train.world import ALONE, World
 
 SHOWN = 2  # samples
@@ -281,7 +283,7 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         plan = rl_plan(config, layout.read_config(folder), found, resources, adapter)
         hold_memory(plan.memory_limit, plan.peak, config.wired)
         model, before, record = load_base(folder, home, config.dtype, lora, config.seed)
-        optimizer = new_optimizer(model)
+        optimizer = MuonAdamW(model)
         state = TrainState(plan, tokenizer, model, optimizer, 0, LoaderState(), before, record)
         return Prepared(state, ())
 

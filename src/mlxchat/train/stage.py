@@ -26,7 +26,7 @@ from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import CheckpointError, ConfigError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.optim import schedule
-from mlxchat.plan.budget import Deadline
+from mlxchat.plan.deadline import Deadline
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
@@ -35,9 +35,10 @@ from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.batches import Batches, LoadedBatches
 from mlxchat.train.core import RunCore
 from mlxchat.train.evaluation import Evaluation, LossEvaluation, never
-from mlxchat.train.loop import Compile, Draw, ShouldStop, compile_step
+from mlxchat.train.loop import ShouldStop
 from mlxchat.train.resume import Config, SavedRun, TrainState, read_saved
 from mlxchat.train.samples import SAMPLES, SAMPLES_ON_THE_WAY, samples
+from mlxchat.train.step import Compile, Draw, compile_step
 from mlxchat.train.world import ALONE, World
 
 Corpus = TypeVar("Corpus", bound=Documents)

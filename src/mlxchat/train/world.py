@@ -120,7 +120,7 @@ class World:
         """Tell the other ranks that nothing follows, so that they end."""
         self.announce(Act.END)
 
-    def heard(self) -> tuple[Act, int]:
+    def listen(self) -> tuple[Act, int]:
         """Wait for an announcement; the other ranks do."""
         act, number = self.gather([Act.END, 0])[0]
         return Act(int(act)), int(number)
