@@ -140,7 +140,7 @@ def test_a_model_that_is_too_large_names_whose_memory_that_is(
 ) -> None:
     found = resources_of([8 * 2**30, 8 * 2**30, 2**20], "cpu", monkeypatch)
     model = plan(CONFIG, 300, MEANS).model
-    with pytest.raises(MemoryLimitError, match="the machine of rank 2 can spare 1 MiB"):
+    with pytest.raises(MemoryLimitError, match=r"the machine of rank 2 can spare 1\.0 MB"):
         fit(CONFIG, model, 8, found)
 
 

@@ -20,7 +20,7 @@ from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Noted, Progressed, Started
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.console import Screen, answers, say, say_json, say_paragraphs, warning
+from mlxchat.ui.console import Screen, answers, say, say_json, say_paragraphs, say_whole, warning
 from mlxchat.ui.tables import about
 from mlxchat.ui.text import amount
 
@@ -134,7 +134,7 @@ def quickstart_command(
         return
     say("Next:")
     for command, purpose in NEXT:
-        say(f"  {command}")
+        say_whole(f"  {command}")
         say(f"      {purpose}")
     if sys.stdin.isatty() and sys.stdout.isatty():
         say()
@@ -206,7 +206,7 @@ def _write_reports(home: Home, json: bool) -> None:
         return
     say("How it learned, with curves and samples, as pages for your browser:")
     for path in paths:
-        say(f"  {path}")
+        say_whole(f"  {path}")
     say()
 
 

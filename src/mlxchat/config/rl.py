@@ -65,7 +65,7 @@ class RlConfig(AdapterRun, RunConfig):
         "currently answers 20 to 60% correctly.",
     )
     calculator: bool = Field(
-        False, description="Word arithmetic questions so that the model uses its calculator."
+        False, description="Phrase arithmetic questions so that the model uses its calculator."
     )
     task_data: Path | None = Field(
         None,

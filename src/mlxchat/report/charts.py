@@ -13,14 +13,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mlxchat.counts import round_size
+from mlxchat.counts import round_duration, round_size
 from mlxchat.report.series import Values
 from mlxchat.report.words import (
     count_in_words,
     figure,
     power_of_ten_or_zero,
     share_in_words,
-    time_in_words,
 )
 
 AxisName = Literal["step", "tokens", "time", "flops"]
@@ -40,7 +39,7 @@ LEAST_LOG = 1e-45  # on a logarithmic axis: no float32 is smaller
 
 _UNITS: dict[str, Callable[[float], str]] = {
     "count": count_in_words,
-    "bytes": lambda value: round_size(value) if value else "0",
+    "bytes": lambda value: round_size(value).replace(".0 ", " ") if value else "0",
     "share": lambda value: share_in_words(value, 0),
     "number": lambda value: figure(value, 3),
 }
@@ -165,7 +164,7 @@ _TIMES = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10_800
 
 
 def ticks(axis: AxisScale, unit: str = "number") -> list[float]:
-    """Return about `TICKS` numbers within a scale that are round in a unit: bytes, time, others."""
+    """Return about `TICKS` numbers within a scale that are round in a unit: time or others."""
     if axis.log and axis.last / axis.first >= 6:
         return _log_ticks(axis)
     least = (axis.last - axis.first) / (1.6 * TICKS if axis.log else TICKS)
@@ -177,8 +176,6 @@ def ticks(axis: AxisScale, unit: str = "number") -> list[float]:
 
 def _round_step(least: float, unit: str) -> float:
     of_time = unit == "time"
-    if unit == "bytes" and least > 0:
-        return 2.0 ** math.ceil(math.log2(least))
     if of_time and 0.5 < least < 43_200:
         return float(min(size for size in (*_TIMES, 86_400) if size >= least))
     whole = 86_400.0 if of_time and least >= 43_200 else 1.0
@@ -282,7 +279,7 @@ def _x_axis(axis: AxisName, across: AxisScale) -> str:
 
 def _writer(axis: AxisName) -> Callable[[float], str]:
     if axis == "time":
-        return lambda seconds: time_in_words(seconds) if seconds else "0"
+        return lambda seconds: round_duration(seconds) if seconds else "0"
     return power_of_ten_or_zero if axis == "flops" else count_in_words
 
 

@@ -97,7 +97,7 @@ class Activities:
     def save(self, step: int, loader: LoaderState) -> Iterator[Event]:
         """Save a checkpoint, then remove the oldest ones beyond ``keep``, but not the best.
 
-        The log is synced first: a power failure loses no line of a saved step.
+        The log is synced first: a power failure loses no line of a checkpoint.
         """
         stage, state = self.stage, self.state
         began = stage.clock.seconds()

@@ -116,7 +116,7 @@ def with_level(
         raise ConfigError(
             f"The model answers none of the {config.task} questions correctly, at any level, so "
             "there is nothing to reward.",
-            f"Fine-tune it on the task first, or choose another `task`: {_to_learn(config)}",
+            f"Choose another `task`, or fine-tune the model on this one first: {_to_learn(config)}",
         )
     tried = ", ".join(f"{share:.1%} at level {level}" for level, share in found.shares.items())
     note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.1%} right"

@@ -81,7 +81,7 @@ class Stage(ABC, Generic[Config, Corpus]):
 
     @property
     def folder(self) -> Path:
-        """The folder of the run's saved steps."""
+        """The folder of the run's checkpoints."""
         return self.home.stage(self.name) / self.config.tag
 
     # What follows from the settings
@@ -257,7 +257,7 @@ STAGES: dict[str, type[Stage[Any, Any]]] = {}  # by name; filled in train/__init
 
 
 def read_trainer(folder: Path) -> TrainerState[RunConfig]:
-    """Read the trainer's state of a saved step, whatever its stage.
+    """Read the trainer's state of a checkpoint, whatever its stage.
 
     Raises:
         CheckpointError: as `mlxchat.checkpoint.trainer.read_state`.
@@ -266,7 +266,7 @@ def read_trainer(folder: Path) -> TrainerState[RunConfig]:
 
 
 def stage_of(state: TrainerState[RunConfig], home: Home) -> Stage[Any, Any]:
-    """Return the stage of a saved step, with the settings of its run."""
+    """Return the stage of a checkpoint, with the settings of its run."""
     return STAGES[state.stage](state.settings, home)
 
 
