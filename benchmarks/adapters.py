@@ -51,9 +51,9 @@ from mlxchat.plan.memory import AdapterPlan, BatchPlan, training_bytes
 from mlxchat.quantize import evaluate, quantize
 from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated
-from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.measure import resources
 from mlxchat.train.sft import FineTuning, chat_documents, run_fine_tuning
+from mlxchat.train.step import StepParts, compile_step
 
 BITS = Quantization(bits=4)
 CASES: Mapping[str, dict[str, Any] | None] = {  # settings of the adapter; None: the whole model

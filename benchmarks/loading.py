@@ -158,8 +158,8 @@ def _training(given: argparse.Namespace, vocab_size: int, batches: Timed) -> rou
     from mlxchat.config.pretrain import PretrainConfig
     from mlxchat.plan.plan import plan
     from mlxchat.runtime import mx
-    from mlxchat.train.loop import compile_step
     from mlxchat.train.measure import resources, synthetic_step
+    from mlxchat.train.step import compile_step
 
     settings = PretrainConfig(
         depth=given.depth,

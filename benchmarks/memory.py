@@ -37,8 +37,9 @@ from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Event, Stepped
-from mlxchat.train.loop import Cadence, Hooks, StepParts, compile_step, train
+from mlxchat.train.loop import Cadence, Hooks, train
 from mlxchat.train.measure import resources, synthetic_step
+from mlxchat.train.step import StepParts, compile_step
 
 GB = 10**9
 FIRST_STEPS = 5  # whose peak is what later ones are compared to

@@ -2,7 +2,7 @@
 
     python benchmarks/quantizing.py --model-tag d4 --eval-tokens 65536
 
-Reads a saved step as `mlxchat quantize` does, with --model-tag, --step or --checkpoint, quantizes
+Reads a checkpoint as `mlxchat quantize` does, with --model-tag, --step or --checkpoint, quantizes
 it in every way and prints a table: bytes of its arrays as a share of the float32 model's, bits per
 weight with scales and offsets, and bits per byte of the run's validation text. With --sensitivity
 BITS it also quantizes to so few bits one block, or one kind of layers, at a time, and prints what

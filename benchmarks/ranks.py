@@ -185,8 +185,8 @@ def take_part(case: Case) -> None:
     from mlxchat.config.pretrain import PretrainConfig
     from mlxchat.plan.plan import plan
     from mlxchat.runtime import mx
-    from mlxchat.train.loop import compile_step
     from mlxchat.train.measure import least_resources, synthetic_step
+    from mlxchat.train.step import compile_step
     from mlxchat.train.world import connect
 
     world = connect(PATIENCE, give_up, runtime.compute_dtype(case.sums))

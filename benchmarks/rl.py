@@ -164,7 +164,7 @@ def seconds(events: Iterator[Event], until: float = float("inf")) -> float:
 
 
 def begin(home: Home, sizes: Sizes, seed: int, stop: Callable[[], bool]) -> int:
-    """Make the model to begin with; returns the first saved step that gets a fifth right."""
+    """Make the model to begin with; returns the first checkpoint that gets a fifth right."""
     if store.latest(home.runs / sizes.base.tag) is None or stop_needed(home, sizes.base):
         seconds(run_pretraining(sizes.base, home, lambda _: None, stop=stop))
     config = sizes.tuned.model_copy(update={"seed": seed, "model_tag": f"tuned-{seed}"})

@@ -203,8 +203,8 @@ def _ours(config: GPTConfig, ids: Rows, targets: Rows) -> rounds.Work:
     from mlxchat.data.loader import Batch, LoaderState
     from mlxchat.plan.plan import plan
     from mlxchat.runtime import mx
-    from mlxchat.train.loop import compile_step
     from mlxchat.train.measure import resources, synthetic_step
+    from mlxchat.train.step import compile_step
 
     settings = PretrainConfig(
         arch=config.arch,

@@ -104,7 +104,7 @@ def test_impossible_settings_are_an_error() -> None:
     assert "320" in caught.value.problem and "`head_dim`" in caught.value.remedy
     with pytest.raises(MlxchatError) as caught:
         planned(BenchConfig(device_batch_size=10_000), RESOURCES)
-    assert "10,000 rows of 512" in caught.value.problem and "24.0 GiB" in caught.value.problem
+    assert "10,000 rows of 512" in caught.value.problem and "25.8 GB" in caught.value.problem
     assert "`device_batch_size" in caught.value.remedy
     with pytest.raises(MlxchatError, match="8 rows of 512 tokens only fit into mem") as caught:
         planned(BenchConfig(), RESOURCES._replace(memory=GIB // 2))

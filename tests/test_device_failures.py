@@ -14,7 +14,8 @@ from mlxchat.errors import DeviceError, DiskError
 from mlxchat.home import Home
 from mlxchat.runtime import mx
 from mlxchat.telemetry.status import read_status, status_path
-from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts, compile_step
+from mlxchat.train.loop import Launch, Pending, ShouldStop
+from mlxchat.train.step import StepParts, compile_step
 
 FAILED = "[METAL] Command buffer execution failed: "
 BUFFER = "kIOGPUCommandBufferCallbackError"

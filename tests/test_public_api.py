@@ -367,6 +367,10 @@ def test_an_unknown_model_is_an_error_that_lists_the_runs(runs: Home) -> None:
     ("settings", "problem"),
     [
         ({"depht": 2}, r"no setting `depht`\.\nDid you mean `depth`"),
+        ({"lora": {"rnk": 2}}, r"`lora` has no setting 'rnk'\.\nDid you mean rank\?"),
+        ({"lora": {"x": 2}}, r"`lora` has no setting 'x'\.\nIt has: rank, "),
+        ({"lora": {"rank": "big"}}, r"`lora`: rank = 'big': input should be .*\nrank: "),
+        ({"lora": 3}, r"`lora=3`: "),
         ({"depth": 0}, r"`depth=0`: input should be greater than or equal to 1"),
         ({"depth": "many"}, r"`depth=many`: "),
         ({"dataset": "../x"}, r"`dataset=\.\./x`: only letters, digits"),

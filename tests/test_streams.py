@@ -13,8 +13,8 @@ from mlxchat.model.gpt import Arrays
 from mlxchat.runtime import machine, mx
 from mlxchat.streams import in_parts, one_thread_each
 from mlxchat.train import measure
-from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.measure import fastest_streams
+from mlxchat.train.step import StepParts, compile_step
 
 on_cpus = pytest.mark.skipif(machine().backend != "cpu", reason="only CPUs have these streams")
 

@@ -1,6 +1,6 @@
 """Record quickstart and a chat from a real terminal, as an animated SVG for the README.
 
-    pip install -e ".[cpu,docs]"
+    pip install -e ".[cpu]" pyte
     python docs/images/record.py docs/images/quickstart.svg
 
 A shell runs in a pseudo-terminal of 80 columns, with a home of its own, and is typed into as a

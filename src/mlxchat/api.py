@@ -51,7 +51,7 @@ def load(
     Args:
         source: the name of a run, or the directory of a model or of a run. By default the run
             that was saved last.
-        step: the saved step to load; by default the newest.
+        step: the checkpoint to load; by default the newest.
         dtype: the precision to compute in; by default the best of this machine.
         home: where runs are; by default ``$MLXCHAT_HOME``.
 

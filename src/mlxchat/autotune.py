@@ -66,7 +66,8 @@ class Trial(BaseModel):
         """Return the time as text, or why it cannot be used."""
         if self.seconds is None:
             return f"failed: {self.failure}"
-        time_taken = f"{1000 * self.seconds:.3g} ms"
+        long = self.seconds >= 0.9995
+        time_taken = f"{self.seconds:.3g} s" if long else f"{1000 * self.seconds:.3g} ms"
         return time_taken if self.right else f"{time_taken}, wrong by {self.difference:.1e}"
 
 

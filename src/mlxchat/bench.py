@@ -29,8 +29,8 @@ from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import mx
 from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Progressed, Report
-from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.measure import resources, synthetic_step
+from mlxchat.train.step import StepParts, compile_step
 
 
 class Facts(BaseModel):

@@ -1,4 +1,4 @@
-"""Counts in words: a number with what is counted, in the singular where it is one; bytes."""
+"""Counts, sizes and durations in words, in the one form that all screens and pages share."""
 
 SINGULAR = {"batches": "batch", "micro-batches": "micro-batch", "matrices": "matrix"}
 """Nouns whose singular is not the plural without its s; also with words before them."""
@@ -24,6 +24,55 @@ def counted(count: float, unit: str) -> str:
     return " ".join((shown, *before, SINGULAR.get(noun, noun.removesuffix("s")))) + of + rest
 
 
+_SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))  # as settings count: 1GB is 1e9
+
+
 def round_size(size: float) -> str:
-    """Return bytes for display, in powers of 1,024: ``602 MiB`` or ``1.2 GiB``."""
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
+    """Return bytes of memory or of files for display, in powers of 1,000.
+
+    >>> round_size(95_100_000), round_size(1.25e9), round_size(80)
+    ('95.1 MB', '1.2 GB', '80 B')
+    """
+    for unit, factor in _SIZES:
+        if size >= 0.99995 * factor:
+            return f"{size / factor:,.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def part_of_size(part: float, whole: float) -> str:
+    """Return how many of some bytes are used or free, in the unit of the whole.
+
+    >>> part_of_size(5e8, 16e9)
+    '0.5 of 16.0 GB'
+    """
+    size, unit = round_size(whole).split(" ")
+    return f"{part / dict(_SIZES).get(unit, 1):,.1f} of {size} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as text, in its two largest units.
+
+    >>> duration(0.42), duration(59), duration(65), duration(7200), duration(273_600)
+    ('0.4s', '59s', '1m 05s', '2h 00m', '3d 04h')
+    """
+    if 0.05 <= seconds < 0.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02}m"
+    return f"{whole // 86_400}d {whole % 86_400 // 3600:02}h"
+
+
+def round_duration(seconds: float) -> str:
+    """Return a duration without a second unit that is zero, as the ticks of an axis are written.
+
+    >>> round_duration(60), round_duration(7200), round_duration(5400)
+    ('1m', '2h', '1h 30m')
+    """
+    text = duration(seconds)
+    first, _, second = text.partition(" ")
+    return first if second.startswith("00") else text

@@ -16,11 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from mlxchat.counts import round_size
 from mlxchat.errors import ConfigError, DiskError, reason_of
 from mlxchat.locks import UNSUPPORTED, Lock, in_use
 
-_GIB = 2**30
-RESERVE = _GIB  # bytes of disk that downloads leave free
+RESERVE = 10**9  # bytes of disk that downloads leave free
 UNFINISHED = ".unfinished"  # ends the name of a folder that is being made
 BEFORE = ".before"  # ends the name of one that is being replaced
 
@@ -182,7 +182,7 @@ def free_space(folder: Path) -> int:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Check that ``needed`` bytes fit on the disk of ``folder`` and leave 1 GiB free.
+    """Check that ``needed`` bytes fit on the disk of ``folder`` and leave 1 GB free.
 
     Raises:
         DiskError: they do not.
@@ -190,8 +190,8 @@ def require_space(folder: Path, needed: int) -> None:
     free = free_space(folder)
     if needed and needed + RESERVE > free:
         raise DiskError(
-            f"The disk of {folder} is too small: {needed / _GIB:.2f} GiB to download, "
-            f"{free / _GIB:.2f} GiB free, of which 1 GiB must stay free.",
+            f"The disk of {folder} is too small: {round_size(needed)} to download, "
+            f"{round_size(free)} free, of which 1 GB must stay free.",
             "Free some space, download fewer shards, or choose another disk with MLXCHAT_HOME.",
         )
 

@@ -3,7 +3,7 @@
     MlxchatError
       ConfigError       a setting is wrong, or two do not go together
       DataError         text, conversations or a tokenizer cannot be used
-      CheckpointError   a saved step or a model is damaged, incomplete or of another kind
+      CheckpointError   a checkpoint or a model is damaged, incomplete or of another kind
       NotFound          no run, model, step or file has that name
       MemoryLimitError  the model does not fit into the memory
       DiskError         the disk is full, not writable or not connected
@@ -50,11 +50,11 @@ class DataError(MlxchatError):
 
 
 class CheckpointError(MlxchatError):
-    """A saved step or a model is damaged, incomplete or of another kind than what is needed."""
+    """A checkpoint or a model is damaged, incomplete or of another kind than what is needed."""
 
 
 class NotFound(MlxchatError):  # noqa: N818  (it reads like a name in `except mlxchat.NotFound`)
-    """No run, model, saved step or file has the name that was given."""
+    """No run, model, checkpoint or file has the name that was given."""
 
 
 class MemoryLimitError(MlxchatError):

@@ -116,7 +116,7 @@ class Home:
         return self.root / f"tokenizer_{dataset}"
 
     def stage(self, name: str) -> Path:
-        """Return the folder of a stage's runs, each a folder of saved steps."""
+        """Return the folder of a stage's runs, each a folder of checkpoints."""
         return self.root / STAGE_FOLDERS[name]
 
     @property
@@ -135,7 +135,7 @@ class Home:
         return tuple(map(self.stage, STAGE_FOLDERS))
 
     def run(self, tag: str) -> Path:
-        """Return the folder of a run's saved steps; a new name is that of a pretraining run."""
+        """Return the folder of a run's checkpoints; a new name is that of a pretraining run."""
         return next((runs / tag for runs in self.stages if (runs / tag).is_dir()), self.runs / tag)
 
     def stage_of(self, run: Path) -> str:

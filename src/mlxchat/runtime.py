@@ -13,7 +13,7 @@ from typing import Literal
 import psutil
 
 from mlxchat import openblas, system
-from mlxchat.counts import counted
+from mlxchat.counts import counted, round_size
 from mlxchat.errors import BackendError, ConfigError, MemoryLimitError
 from mlxchat.telemetry.events import Memory
 
@@ -295,7 +295,7 @@ def check_limits(limit: int, wired: Wired | None) -> None:
     total = here.memory if here.backend == "cuda" else psutil.virtual_memory().total
     if limit > total:
         raise MemoryLimitError(
-            f"`memory_limit` is {limit / GIB:,.1f} GiB; this machine has {total / GIB:,.1f} GiB.",
+            f"`memory_limit` is {round_size(limit)}; this machine has {round_size(total)}.",
             "Use a smaller `memory_limit`, or leave it out.",
         )
     if wired is not None and here.backend != "metal":
@@ -305,8 +305,8 @@ def check_limits(limit: int, wired: Wired | None) -> None:
         )
     if isinstance(wired, int) and wired > here.memory:
         raise ConfigError(
-            f"`wired_limit` is {wired / GIB:,.1f} GiB; the system allows at most "
-            f"{here.memory / GIB:,.1f} GiB.",
+            f"`wired_limit` is {round_size(wired)}; the system allows at most "
+            f"{round_size(here.memory)}.",
             "Use a smaller one, or raise the system's limit: sudo sysctl iogpu.wired_limit_mb=N",
         )
 

@@ -1,4 +1,4 @@
-"""The best saved step outlives newer ones, whatever else is saved or cannot be read."""
+"""The best checkpoint outlives newer ones, whatever else is saved or cannot be read."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files of a saved step that say what no run writes, with checksums that agree with them."""
+"""Files of a checkpoint that say what no run writes, with checksums that agree with them."""
 
 import json
 import math
@@ -27,7 +27,7 @@ VALUES = (None, True, -1, 10**18, 1.5, math.inf, math.nan, "1", "9" * 400, [], {
 
 @pytest.fixture
 def step(home: Path) -> Path:
-    """A saved step of a run in the test's own home."""
+    """A checkpoint of a run in the test's own home."""
     shutil.copytree(GOLDEN / "runs" / "sft", home)
     [folder] = home.glob("chatsft_checkpoints/*/step_*")
     return folder

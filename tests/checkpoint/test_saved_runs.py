@@ -30,7 +30,7 @@ from mlxchat.data.packing import unmask
 from mlxchat.data.preparation import ANSWERS, BUFFER_CONVERSATIONS
 from mlxchat.runtime import machine
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.sft import OF_EARLIER_VERSION, chat_documents
+from mlxchat.train.sft import EARLIER_VERSION, chat_documents
 
 ONE_BY_ONE = ChatDocuments.training
 RUNS = ("classic", "modern", "sft")
@@ -156,7 +156,7 @@ def test_fine_tuning_says_that_it_goes_on_in_another_way(
     monkeypatch.chdir(home)
     saved = Saved("sft", home)
     noted = [event["text"] for event in events(saved.facts["command"]) if event["event"] == "note"]
-    assert OF_EARLIER_VERSION in noted
+    assert EARLIER_VERSION in noted
 
 
 def test_resuming_keeps_the_log_and_the_meter(saved: Saved) -> None:

@@ -185,7 +185,13 @@ def test_what_an_adapter_needs_for_its_import_is_said(adapted: Path, tmp_path: P
     assert "applies to adapters" in refused("import", tmp_path, "--force")
     assert "contains an adapter" in refused("import", adapted, "--onto", "cow")
     (adapted / "adapters.safetensors").unlink()
-    assert "is missing" in refused("import", adapted, "--onto", "d2")
+    said = refused("import", adapted, "--onto", "d2")
+    assert "is missing" in said and "mlxchat import" not in said
+    (adapted / "adapter_config.json").write_text("{}")
+    for onto in ((), ("--onto", "d2")):
+        assert "describes no adapter" in refused("import", adapted, *onto)
+    (adapted / "adapter_config.json").write_text("")
+    assert "is damaged" in refused("import", adapted)
 
 
 def test_serve_refuses_what_is_not_an_adapter_of_the_model(adapted: Path, home: Path) -> None:

@@ -33,7 +33,7 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return Program(monkeypatch, capsys, "checkpoints")
 
 
-def test_list_shows_every_saved_step(program: Program, runs: Path) -> None:
+def test_list_shows_every_checkpoint(program: Program, runs: Path) -> None:
     code, said, _ = program("list")
     assert code == 0
     lines = said.splitlines()
@@ -41,7 +41,7 @@ def test_list_shows_every_saved_step(program: Program, runs: Path) -> None:
         ["busy", "1"], ["busy", "2"], ["d4", "10"], ["d4", "20"], ["d4", "30"], ["d4-4bit", "30"]
     ]  # fmt: skip
     assert "quantized, 4 bits" in lines[6] and "no" in lines[6].split()
-    assert lines[-1].startswith("6 steps, ")
+    assert lines[-1].startswith("6 checkpoints, ")
     _, said, _ = program("list", "--model-tag", "d4-4bit", "--json")
     (entry,) = json.loads(said)
     folder = runs / "d4-4bit" / "step_000030"
@@ -85,7 +85,7 @@ def test_an_empty_home_is_no_error(program: Program) -> None:
     assert program("list", "--json")[1] == "[]\n"
     for command in ("list", "verify"):
         assert "There are no checkpoints in" in program(command)[1]
-    assert program("prune") == (0, "0 steps removed, 0 B.\n", "")
+    assert program("prune") == (0, "0 checkpoints removed, 0 B.\n", "")
     code, _, said = program("list", "--model-tag", "d9")
     assert code == 1 and "no trained model" in said
 
@@ -123,7 +123,7 @@ def test_prune_keeps_the_newest_steps_and_skips_runs_in_use(program: Program, ru
         code, said, told = program("prune")
         assert code == 0
         assert "Another process is using the run busy." in told
-        assert "2 steps removed" in said
+        assert "2 checkpoints removed" in said
         assert store.steps(runs / "d4") == [30]
         assert [path.name for path in (runs / "d4").iterdir()] == ["step_000030"]
         assert store.steps(runs / "busy") == [1, 2]
@@ -143,7 +143,10 @@ def test_prune_cleans_up_runs_without_steps(
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(bytes(5000))
     code, said, _ = program("prune", *options, "--dry-run", "--keep", "3")
-    assert (code, said) == (0, "killed, unfinished: 5.0 kB\n0 steps would be removed, 5.0 kB.\n")
+    assert (code, said) == (
+        0,
+        "killed, unfinished: 5.0 kB\n0 checkpoints would be removed, 5.0 kB.\n",
+    )
     with store.locked(runs / "killed"):
         program("prune", *options, "--keep", "3")
     assert left.exists()
@@ -168,7 +171,7 @@ def test_prune_keeps_the_best_step(program: Program, home: Path) -> None:
         (folder / "trainer.json").write_text(evaluations)
         files.write_checksums(folder)
     code, said, _ = program("prune", "--dry-run")
-    assert code == 0 and "d4, step 20: " in said and "1 step would be removed" in said
+    assert code == 0 and "d4, step 20: " in said and "1 checkpoint would be removed" in said
     assert program("prune")[0] == 0
     assert store.steps(run) == [10, 30]
 
@@ -183,7 +186,7 @@ def test_a_run_that_cannot_be_pruned_does_not_stop_the_others(program: Program, 
     for arguments, done in ((["--dry-run"], "would be removed"), ([], "removed")):
         code, said, told = program("prune", *arguments)
         assert code == 1
-        assert "fine, step 1: " in said and f"1 step {done}" in said
+        assert "fine, step 1: " in said and f"1 checkpoint {done}" in said
         assert "model.safetensors is damaged" in told
         told = " ".join(told.split())
         assert "step_000002 was saved by an earlier version of mlxchat" in told
@@ -226,7 +229,7 @@ def test_steps_that_vanish_during_a_command_are_skipped(
         return locked(run)
 
     monkeypatch.setattr(store, "locked", vanishing)
-    assert program("prune")[:2] == (0, "0 steps removed, 0 B.\n")
+    assert program("prune")[:2] == (0, "0 checkpoints removed, 0 B.\n")
 
 
 def faults(said: str) -> dict[str, str]:

@@ -82,7 +82,7 @@ def test_a_traceback_of_a_mistake_goes_to_a_file(
     failures.report_unforeseen(RecursionError, RecursionError("too\ndeep"), None)
     first, second = capsys.readouterr().err.splitlines()
     (stored,) = tmp_path.iterdir()
-    assert first == "Error: This is a mistake in mlxchat. RecursionError: too deep."
+    assert first == "Error: This is a bug in mlxchat. RecursionError: too deep."
     assert second == f"Please report it with its traceback: {stored}"
     assert "RecursionError: too" in stored.read_text()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
@@ -103,7 +103,7 @@ def test_a_mistake_ends_a_process_with_one_and_without_a_traceback(tmp_path: Pat
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 1
     first, second = result.stderr.splitlines()
-    assert first == "Error: This is a mistake in mlxchat. ZeroDivisionError: [31mred."
+    assert first == "Error: This is a bug in mlxchat. ZeroDivisionError: [31mred."
     (stored,) = tmp_path.iterdir()
     assert second.endswith(str(stored))
 
@@ -120,7 +120,7 @@ def test_the_traceback_that_was_asked_for_cannot_control_the_terminal(
 
 
 def test_a_thread_reports_as_the_program_does(capsys: pytest.CaptureFixture[str]) -> None:
-    for error, printed in ((KeyError("x"), "This is a mistake"), (SystemExit(1), "")):
+    for error, printed in ((KeyError("x"), "This is a bug"), (SystemExit(1), "")):
         facts = threading.ExceptHookArgs((type(error), error, None, None))
         app._report_thread(facts)
         assert (printed in capsys.readouterr().err) if printed else True

@@ -81,3 +81,12 @@ def test_settings_that_are_models_are_no_options(monkeypatch: pytest.MonkeyPatch
     """Their fields are, or nothing is: no text on a command line is a whole model."""
     assert not re.search(r"^  --lora ", shown(monkeypatch, ["scaling"], 80), re.M)
     assert re.search(r"^  --lora {3,}\w", shown(monkeypatch, ["train"], 80), re.M)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_usage_has_the_names_of_arguments_in_capitals(
+    monkeypatch: pytest.MonkeyPatch, path: list[str]
+) -> None:
+    [usage, *_] = shown(monkeypatch, path, 100).split("\n\n")
+    arguments = usage.split()[2 + len(path) :]  # behind "Usage: mlxchat" and the command
+    assert arguments == [name.upper() for name in arguments]

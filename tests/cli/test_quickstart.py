@@ -78,3 +78,14 @@ def test_a_second_quickstart_is_not_told_of_an_option_that_it_lacks(
     assert code == 75
     assert "Another process is using the run quickstart." in errors
     assert "--model-tag" not in errors
+
+
+def test_what_comes_next_fits_a_terminal_and_names_the_dataset_of_own_text() -> None:
+    for command, purpose in quickstart.NEXT:
+        assert len(f"  {command}") <= 80 and len(f"      {purpose}") <= 80
+    [own] = [command for command, _ in quickstart.NEXT if "--from" in command]
+    dataset = own.rsplit(maxsplit=1)[-1].removesuffix(".txt")
+    [training] = [
+        purpose for command, purpose in quickstart.NEXT if command.startswith("mlxchat train")
+    ]
+    assert f"--dataset {dataset}" in training

@@ -11,10 +11,13 @@ import pytest
 from support.program import Program
 
 from mlxchat.cli import ranks
-from mlxchat.cli.ranks import ended_together, launch_on
+from mlxchat.cli.failures import code_of
+from mlxchat.cli.ranks import ended_together, joined, launch_on
 from mlxchat.cli.supervise import Forwarding
-from mlxchat.errors import ConfigError
+from mlxchat.config.rl import RlConfig
+from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.system import own_command
+from mlxchat.train.world import lost
 
 TWO = '[{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}, {"ssh": "10.0.0.2", "ips": ["10.0.0.2"]}]'
 
@@ -38,6 +41,17 @@ def test_a_hostfile_without_two_hosts_is_refused_by_name(
     with pytest.raises(ConfigError, match=f"hosts.json {problem}") as raised:
         launch_on(path)
     assert "docs/ranks.md" in raised.value.remedy
+
+
+@pytest.mark.parametrize("error", [ConfigError("It hangs.", "Mend it."), lost("It is gone.")])
+def test_a_process_that_hangs_says_so_and_ends_with_the_code_of_its_error(
+    error: MlxchatError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(ranks, "exit_now", codes.append)
+    joined(RlConfig(), patience=1.0).give_up(error)
+    assert codes == [code_of(error)]
+    assert error.problem in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seconds", ["inf", "nan", "1e12", "0"])

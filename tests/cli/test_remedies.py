@@ -77,7 +77,7 @@ def test_datasets_on_disk_are_named(program: Program, files: Path, home: Path) -
     for number in (0, 1):
         (folder / f"shard_{number:05d}.parquet").write_bytes(b"PAR1")
     errors = program("train", "--dataset", "novel")[2]
-    assert "Did you mean --dataset novels? On disk: novels." in errors
+    assert errors.endswith("\nDid you mean --dataset novels? On disk: novels.\n")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,23 @@ def test_what_is_missing_is_said_before_settings_are_compared(
     code, out, errors = program(*typed.split())
     assert (code, out) == (1, "")
     assert problem in errors
+
+
+def test_an_automatic_name_that_other_data_has_taken_comes_with_a_free_one(
+    program: Program, files: Path, finished_runs: Path
+) -> None:
+    """The names d3 and quickstart-sft are those of runs on other data."""
+    stage = finished_runs / "base_checkpoints"
+    shutil.copytree(stage / "quickstart", stage / "d3")
+    (files / "novel.txt").write_text("\n\n".join(["It was a dark and stormy night. " * 400] * 3))
+    assert program("data", "fetch", "--from", "novel.txt", "--dataset", "poems")[0] == 0
+    train = ("train", "--depth", "3", "--dataset", "poems")
+    code, _, errors = program(*train)
+    assert code == 1 and "The run d3 was started with other settings: " in errors
+    assert "Give this run a name of its own: --model-tag d3-poems. Or keep" in errors
+    assert "use another name with --model-tag" in program(*train, "--model-tag", "d3")[2]
+    errors = program("sft", "--source", "quickstart", "--data", "chats.jsonl")[2]
+    assert "a name of its own: --model-tag quickstart-sft-chats. Or keep" in errors
 
 
 def test_a_copy_that_is_there_can_be_made_again(

@@ -68,8 +68,9 @@ def test_no_line_is_wider_than_the_terminal(
     put_results(place, "fox", 40, result("arc-challenge", 600, 1172, max_problems=1172))
     for command in (["list"], ["compare", "fox", "hen", "fox-lora"], ["show", "fox"]):
         code, said, _ = program("runs", *command)
-        lines = [line for line in said.splitlines() if not line.startswith("mlxchat ")]
-        assert code == 0 and max(map(len, _plain(lines))) <= columns, command
+        copied = ("mlxchat ", str(place.root))  # whole, so that the terminal breaks them
+        lines = [line for line in _plain(said.splitlines()) if not line.startswith(copied)]
+        assert code == 0 and max(map(len, lines)) <= columns, command
 
 
 def _plain(lines: list[str]) -> list[str]:
@@ -171,7 +172,7 @@ def test_remove_says_what_and_asks(program: Program, place: Home, answers: list[
     assert program("runs", "remove", "fox", "--json")[0] == 1
     answers += ["n", "", "yes"]
     code, said, _ = program("runs", "remove", "fox")
-    assert code == 1 and "2 saved steps, its log, 2 files of evaluations; " in said
+    assert code == 1 and "2 checkpoints, its log, 2 files of evaluations; " in said
     assert "Nothing was removed." in said
     assert program("runs", "remove", "fox")[0] == 1
     code, said, _ = program("runs", "remove", "fox")
@@ -181,7 +182,7 @@ def test_remove_says_what_and_asks(program: Program, place: Home, answers: list[
 
 def test_remove_without_a_terminal_needs_yes(program: Program, place: Home) -> None:
     code, said, told = program("runs", "remove", "fox", "hen")
-    assert code == 1 and "fox: 2 saved steps" in said and "--yes" in told
+    assert code == 1 and "fox: 2 checkpoints" in said and "--yes" in told
     code, said, _ = program("runs", "remove", "fox", "hen", "--yes", "--json")
     removed = json.loads(said)
     assert code == 0 and [run["name"] for run in removed["removed"]] == ["fox", "hen"]

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from support.api_runs import small_runs
 
+BASE_URL = re.compile(r"base_url for OpenAI's clients: (http://127\.0\.0\.1:\d+/v1)\n")
 HI = {
     "messages": [{"role": "user", "content": "Who says moo?"}],
     "seed": 1,
@@ -38,7 +39,7 @@ def test_it_serves_until_it_is_asked_to_end(
             assert process.stdout and process.stderr
             announced = process.stdout.readline()
             assert announced.startswith("Serving quickstart-sft/step_000002, called quickstart-sft")
-            [url] = re.findall(r"base_url (http://127\.0\.0\.1:\d+/v1)\n", announced)
+            [url] = BASE_URL.findall(process.stdout.readline())
             page = url.removesuffix("v1")
             assert process.stdout.readline() == f"A page to talk to it: {page}\n"
             assert process.stdout.readline() == "Press Ctrl-C to stop the server.\n"
@@ -75,11 +76,11 @@ def test_adapters_are_models_of_their_own(home: Path, tmp_path: Path) -> None:
             assert process.stdout
             announced = process.stdout.readline()
             assert announced.startswith("Serving quickstart/step_000004, called quickstart.")
+            [url] = BASE_URL.findall(process.stdout.readline())
             assert process.stdout.readline().startswith("A page to talk to it: http://127.0.0.1:")
             assert "It is a base model" in process.stdout.readline()
             names = ["quickstart", "quickstart-style", "pirate"]
             assert process.stdout.readline().rstrip().endswith(f"{names[1]}, {names[2]}.")
-            [url] = re.findall(r"base_url (http://127\.0\.0\.1:\d+/v1)\n", announced)
             listed = httpx.get(f"{url}/models", timeout=60).json()["data"]
             assert [each["id"] for each in listed] == names
             asked = {"prompt": "The cow", "max_tokens": 20, "temperature": 0}

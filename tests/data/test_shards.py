@@ -28,7 +28,7 @@ from mlxchat.data.shards import (
     shard_name,
     status,
 )
-from mlxchat.disk import require_space
+from mlxchat.disk import RESERVE, require_space
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Noted, Progressed
@@ -182,7 +182,7 @@ def test_a_disk_too_small_is_reported_before_downloading(
     events: list[Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    free = 2**30 + 10_000
+    free = RESERVE + 10_000
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(10 * free, 9 * free, free))
     with pytest.raises(MlxchatError, match="too small"):
         fetch(folder, TINY, 5, hub, events.append)

@@ -110,7 +110,7 @@ FAULTS = [
     ("home", linux(file_system="exfat"), "warning", "journal"),
     ("home", linux(file_system="tmpfs"), "warning", "restart"),
     ("space", linux(free_disk=GIB // 2), "failed", "nothing can be downloaded"),
-    ("space", linux(free_disk=2 * GIB), "warning", "2.0 GiB"),
+    ("space", linux(free_disk=2 * GIB), "warning", "2.1 GB"),
     ("sync", linux(changed("try_sync", refused="EIO: input/output error")), "failed", "EIO"),
     (
         "sync",

@@ -245,7 +245,7 @@ def test_a_limit_of_memory_changes_how_many_are_read_but_no_verdict() -> None:
 
 def test_a_model_that_does_not_fit_is_refused() -> None:
     model = network().model
-    with pytest.raises(MemoryLimitError, match=r"This model needs .* MiB to read 512 tokens"):
+    with pytest.raises(MemoryLimitError, match=r"This model needs .* MB to read 512 tokens"):
         batch_limit(model, "1MB")
     limit = batch_limit(model, "200GB")
     assert limit.memory is not None and limit.memory < 160e9

@@ -160,7 +160,7 @@ def test_a_folder_that_is_named_holds_a_task(tmp_path: Path) -> None:
 
 
 def fine_tuned(folder: Path, share: float, stage: str = "fine-tuning") -> Path:
-    """The directory of a saved step, as far as training says what was held out."""
+    """The directory of a checkpoint, as far as training says what was held out."""
     saved_in(folder, network())
     fields = trainer_fields("sft" if stage == "fine-tuning" else "classic")
     if stage == "fine-tuning":

@@ -129,7 +129,7 @@ def test_a_matrix_that_is_not_transposed_is_noticed() -> None:
     tensors, settings = to_peft(ours, CONFIG, "base")
     name = "transformer.h.1.attn.c_q.lora_a"
     wrong = ours._replace(arrays={**ours.arrays, name: ours.arrays[name].T})
-    with pytest.raises(CheckpointError, match=r"h\.1\.attn\.c_q gives other results"):
+    with pytest.raises(CheckpointError, match=r"h\.1\.attn\.c_q gives results that differ"):
         require_same_effect(wrong, settings, tensors)
 
 

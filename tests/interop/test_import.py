@@ -33,8 +33,8 @@ from mlxchat.interop.importers import open_model
 from mlxchat.interop.importers.model import read_network
 from mlxchat.model.config import ERAS, GPTConfig
 from mlxchat.model.gpt import GPT
+from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.runtime import mx
-from mlxchat.train.resume import new_optimizer
 
 
 def imported(path: Path, **options: Any) -> Path:
@@ -719,7 +719,7 @@ def test_the_optimizer_of_a_classic_run_on_one_gpu_is_imported(tmp_path: Path) -
     torch_file.write_torch(folder / "optim_000007.pt", states)
     saved = imported(folder, with_optimizer=True)
     model = layout.read_model(saved, mx.float32).model
-    optimizer = new_optimizer(model)
+    optimizer = MuonAdamW(model)
     optimizer.state = read_optimizer(saved, optimizer.state)
     state = optimizer.state
     assert state["step"].item() == 3
@@ -762,7 +762,7 @@ def test_the_optimizer_of_a_modern_run_on_one_gpu_is_imported(tmp_path: Path) ->
     folder, tensors = write_nanochat(tmp_path, "modern"), weights("modern")
     torch_file.write_torch(folder / "optim_000007_rank0.pt", modern_optimizer(tensors))
     saved = imported(folder, with_optimizer=True)
-    optimizer = new_optimizer(layout.read_model(saved, mx.float32).model)
+    optimizer = MuonAdamW(layout.read_model(saved, mx.float32).model)
     optimizer.state = read_optimizer(saved, optimizer.state)
     for name, array in optimizer.state.items():
         kind, _, parameter = name.partition(".")

@@ -16,8 +16,8 @@ from mlxchat.optim import optimizer
 from mlxchat.optim.optimizer import PARAM_GROUPS, MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan, training_bytes
 from mlxchat.runtime import mx
-from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.measure import resources
+from mlxchat.train.step import StepParts, compile_step
 
 
 def loss_and_gradients(

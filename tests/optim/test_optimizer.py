@@ -21,7 +21,7 @@ from mlxchat.optim.schedule import (
 )
 from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import mx, nn, tree_flatten
-from mlxchat.train.loop import StepParts, compile_step
+from mlxchat.train.step import StepParts, compile_step
 
 LEARNING = {
     "classic": {"embedding": 0.2, "unembedding": 0.004, "matrix": 0.02},

@@ -21,7 +21,6 @@ from mlxchat.model.size import parameters, scaling_parameters
 from mlxchat.optim.schedule import learning_rate_multiplier
 from mlxchat.plan.budget import (
     TARGET_STEPS,
-    Deadline,
     Pause,
     budgeted_plan,
     last_step,
@@ -29,6 +28,7 @@ from mlxchat.plan.budget import (
     seconds_needed,
     with_steps,
 )
+from mlxchat.plan.deadline import Deadline
 from mlxchat.plan.division import MARGIN
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
@@ -46,20 +46,11 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.train import measure
-from mlxchat.train.loop import (
-    Cadence,
-    Compile,
-    Hooks,
-    Launch,
-    Pending,
-    ShouldStop,
-    StepParts,
-    compile_step,
-    train,
-)
+from mlxchat.train.loop import Cadence, Hooks, Launch, Pending, ShouldStop, train
 from mlxchat.train.measure import step_seconds, step_timer
 from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.run import run as run_stage
+from mlxchat.train.step import Compile, StepParts, compile_step
 from mlxchat.ui.views import describe
 
 RESOURCES = Resources(64 * 1024**3, 2, "none", 1024)

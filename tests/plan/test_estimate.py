@@ -115,9 +115,9 @@ def test_memory_is_shown_by_component_with_its_limit() -> None:
     for component, size in facts.memory.items():
         (line,) = (line for line in text.splitlines() if line.startswith(component))
         assert round_size(size) in line
-    assert "128.0 GiB  what this machine can spare of 192.0 GiB" in text
+    assert "137.4 GB  what this machine can spare of 206.2 GB" in text
     told = facts.model_copy(update={"memory_limit_given": "least"})
-    assert "128.0 GiB  --memory-limit least" in drawn(told, 80)
+    assert "137.4 GB  --memory-limit least" in drawn(told, 80)
 
 
 def test_checkpointing_is_shown_and_takes_a_third_longer() -> None:

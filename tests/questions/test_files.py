@@ -87,6 +87,8 @@ def test_two_questions_suffice(tmp_path: Path) -> None:
         ([*capitals(3), {"answer": "2"}], "line 4 has no text named 'question'"),
         ([*capitals(1), {"question": " ", "answer": "2"}], "line 2 has no text named 'question'"),
         ([{"question": "1?", "answer": True}], "line 1 has no text named 'answer'"),
+        ([{"question": "1?", "answer": float("nan")}], "line 1 has no text named 'answer'"),
+        ([{"question": float("inf"), "answer": "2"}], "line 1 has no text named 'question'"),
         ([{"question": "1?", "answer": ["2"]}], "line 1 has no text named 'answer'"),
         ([{"question": "1?", "answer": "\ud800"}], "line 1 has no text named 'answer'"),
         ([*capitals(2), ["1?", "2"]], "line 3 is not an object"),

@@ -1,5 +1,6 @@
 """Reports in a real browser: Debian's Chromium, where there is one, by playwright."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 from support.logs import pretraining, reinforcement, saved_run, write_log
 
+from mlxchat.counts import duration, round_size
 from mlxchat.home import Home
+from mlxchat.report.page import LOOK
 from mlxchat.report.write import write_report
 from mlxchat.telemetry.events import Stepped
 
@@ -103,7 +106,7 @@ def test_values_are_shown_on_hover(browser: Any, reports: list[Path]) -> None:
 
 def test_small_quantities_are_shown_on_hover_as_on_the_axes(browser: Any, home: Path) -> None:
     small = [
-        replace(event, seconds=0.2, memory=replace(event.memory, peak=3 * 2**20))
+        replace(event, seconds=0.2, memory=replace(event.memory, peak=3 * 10**6))
         if isinstance(event, Stepped)
         else event
         for event in pretraining("small", 10)
@@ -112,7 +115,7 @@ def test_small_quantities_are_shown_on_hover_as_on_the_axes(browser: Any, home: 
     page = OpenedReport(browser, write_report(Home(home), ["small"]).path).page
     page.click("label[for=x-time]")
     page.hover("svg[data-chart=memory]")
-    assert page.inner_text(".values").splitlines() == ["0.8 s", "3.00 MiB"]
+    assert page.inner_text(".values").splitlines() == ["0.8s", "3.0 MB"]
 
 
 def test_all_of_it_is_printed(browser: Any, reports: list[Path], tmp_path: Path) -> None:
@@ -121,3 +124,15 @@ def test_all_of_it_is_printed(browser: Any, reports: list[Path], tmp_path: Path)
     opened.page.pdf(path=str(pdf), format="A4")
     assert pdf.stat().st_size > 20_000
     assert opened.page.evaluate("[...document.querySelectorAll('details')].every(d => d.open)")
+
+
+def test_the_script_writes_times_and_sizes_as_the_program_does(browser: Any) -> None:
+    script = (LOOK / "report.js").read_text("utf-8")
+    seconds = [0, 0.04, 0.42, 0.97, 59, 59.6, 65, 3599.6, 7200, 55_200, 273_600]
+    sizes = [0, 999, 1000, 95_100_000, 999_960_000, 2**34, 2.5e12]
+    page = browser.new_page()
+    for name, ours, values in (("duration", duration, seconds), ("bytes", round_size, sizes)):
+        found = re.search(rf"^  function {name}\(.*?^  }}", script, re.MULTILINE | re.DOTALL)
+        assert found is not None
+        theirs = page.evaluate(f"(values) => {{ {found[0]} return values.map({name}); }}", values)
+        assert theirs == [ours(value) for value in values]

@@ -271,7 +271,7 @@ def test_a_run_on_another_disk(place: Home, tmp_path: Path) -> None:
 
 
 def test_a_rename_that_was_cut_short_is_finished(place: Home) -> None:
-    """The log has both names, and the saved steps the old or the new one."""
+    """The log has both names, and the checkpoints the old or the new one."""
     for moved in (False, True):
         log = place.log("fox").parent
         shutil.copytree(log, log.with_name("hen"))

@@ -1,4 +1,4 @@
-"""Summaries of runs: read from the newest saved step and the end of the log, and quickly."""
+"""Summaries of runs: read from the newest checkpoint and the end of the log, and quickly."""
 
 import json
 from dataclasses import replace

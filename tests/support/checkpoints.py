@@ -1,4 +1,4 @@
-"""Saved steps whose files are small."""
+"""Checkpoints whose files are small."""
 
 import json
 import time

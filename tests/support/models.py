@@ -30,7 +30,7 @@ def network(sequence_len: int = 512, arch: Architecture = "classic", seed: int =
 
 
 def saved_in(folder: Path, saved: SavedModel, conversational: bool = True) -> Path:
-    """The directory of a model, as a saved step is one."""
+    """The directory of a model, as a checkpoint is one."""
     folder.mkdir()
     layout.write_model(folder, saved.model, saved.tokenizer, conversational)
     return folder

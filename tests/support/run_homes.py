@@ -1,4 +1,4 @@
-"""Homes with runs whose files are small: saved steps, logs and statuses as a run leaves them."""
+"""Homes with runs whose files are small: checkpoints, logs and statuses as a run leaves them."""
 
 import json
 from dataclasses import asdict, dataclass, field

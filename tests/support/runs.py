@@ -17,9 +17,10 @@ from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Event, Stepped
 from mlxchat.train.base import with_shape_of_base
 from mlxchat.train.inputs import open_documents
-from mlxchat.train.loop import Compile, Launch, Pending, ShouldStop, StepParts, compile_step
+from mlxchat.train.loop import Launch, Pending, ShouldStop
 from mlxchat.train.pretrain import Pretraining
 from mlxchat.train.run import run as run_stage
+from mlxchat.train.step import Compile, StepParts, compile_step
 from mlxchat.train.tokenizer import ready_tokenizer, tokenizer_folder
 
 SETTINGS = {

@@ -8,7 +8,8 @@ from mlxchat.optim.adamw import AdamW
 from mlxchat.optim.optimizer import PARAM_GROUPS, MuonAdamW, Rates, group_of
 from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import mx
-from mlxchat.train.loop import Pending, StepParts
+from mlxchat.train.loop import Pending
+from mlxchat.train.step import StepParts
 from support.cases import Case
 
 STEPS, ROWS, LENGTH = 2, 4, 24

@@ -22,7 +22,7 @@ def result(task: str = "arc-easy", right: int = 60, asked: int = 100, **given: A
 
 
 def put_results(home: Home, tag: str, step: int, *results: TaskResult) -> Path:
-    """Keep results of a saved step; return their file."""
+    """Keep results of a checkpoint; return their file."""
     kept = KeptResults(results_file(home, tag, step, store.directory(home.run(tag), step)))
     for each in results:
         kept.add(each)

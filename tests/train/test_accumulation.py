@@ -5,7 +5,7 @@ from support.cases import Case
 from support.steps import ROWS, joint_norm, loss_and_norm, optimized_gradients, prepare, rows
 
 from mlxchat.runtime import mx, nn, tree_flatten
-from mlxchat.train.loop import compile_step
+from mlxchat.train.step import compile_step
 
 
 @pytest.mark.parametrize("micro_rows", [1, ROWS])

@@ -22,10 +22,11 @@ from mlxchat.model.quantized import quantize_layers
 from mlxchat.runtime import mx
 from mlxchat.system import own_command
 from mlxchat.telemetry.events import Evaluated, Event, Stepped
-from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts, compile_step
+from mlxchat.train.loop import Launch, Pending, ShouldStop
 from mlxchat.train.pretrain import run_pretraining
 from mlxchat.train.run import run as run_stage
 from mlxchat.train.sft import FineTuning
+from mlxchat.train.step import StepParts, compile_step
 
 BASE = PretrainConfig(
     depth=1,

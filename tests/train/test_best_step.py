@@ -18,7 +18,8 @@ from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import evaluation
-from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
+from mlxchat.train.loop import Launch, Pending, ShouldStop
+from mlxchat.train.step import StepParts
 
 BITS = {0: 9.0, 2: 4.0, 4: 2.0, 6: 3.0, 8: 2.5, 10: 3.5, 12: 4.0}  # per byte, by step
 BEST = 4

@@ -4,7 +4,7 @@ import pytest
 from support.cases import Case, relative
 from support.steps import ROWS, joint_norm, loss_and_norm, optimized_gradients, prepare
 
-from mlxchat.train.loop import compile_step
+from mlxchat.train.step import compile_step
 
 
 def test_gradients_are_clipped_and_the_norm_before_is_reported(case: Case) -> None:

@@ -38,7 +38,7 @@ from mlxchat.telemetry.events import CoreMeasured, Ended, Event, Noted, Progress
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train import core as train_core
 from mlxchat.train.core import check_core
-from mlxchat.train.ranks import Leader, Together
+from mlxchat.train.ranks import Leader, RankBatches
 from mlxchat.train.stage import history_of, read_trainer
 from mlxchat.train.world import ALONE, Act, World
 
@@ -212,7 +212,7 @@ class TwoRanks(World):
 
 def leader_of(world: World, asked: bool = False) -> Leader:
     """Return rank 0 of these ranks, which waits for no data."""
-    return Leader(world, lambda: cast(Plan, None), Together(world, lambda: asked, dict))
+    return Leader(world, lambda: cast(Plan, None), RankBatches(world, lambda: asked, dict))
 
 
 def test_other_ranks_hear_every_second_that_rank_0_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,11 +34,11 @@ from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, St
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message, Part
 from mlxchat.train.base import Base
-from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.mid import MidTraining, run_mid_training
 from mlxchat.train.sft import FineTuning, run_fine_tuning
 from mlxchat.train.sft_plan import conversation_plan
 from mlxchat.train.stage import history_of, validation_documents
+from mlxchat.train.step import StepParts, compile_step
 
 # ==== nanochat's own mid_train ===================================================================
 

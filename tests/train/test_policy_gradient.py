@@ -10,10 +10,10 @@ from mlxchat.optim.gradients import compile_gradients
 from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import mx
-from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.policy_gradient import advantages, all_equal, row_weights
 from mlxchat.train.rewards import rewards_of
 from mlxchat.train.rl_plan import RL_MOMENTUM, rl_rates
+from mlxchat.train.step import StepParts, compile_step
 
 
 @pytest.fixture(params=["classic", "modern"])

@@ -42,8 +42,9 @@ from mlxchat.telemetry.events import (
     event_from_json,
 )
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
+from mlxchat.train.loop import Launch, Pending, ShouldStop
 from mlxchat.train.pretrain import run_pretraining
+from mlxchat.train.step import StepParts
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,11 @@
 """Rewards: named ones, the user's, and what becomes of functions that fail, print or take long."""
 
+import asyncio
+import os
+import signal
+import sys
 import threading
+import time
 from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
@@ -11,7 +16,7 @@ import pytest
 from mlxchat.errors import ConfigError, MlxchatError, NotFound
 from mlxchat.runtime import mx
 from mlxchat.telemetry.clock import Clock
-from mlxchat.train import rewards
+from mlxchat.train import reward_calls
 from mlxchat.train.rewards import (
     FEWEST_SCORED,
     MOST_FAULTY,
@@ -44,6 +49,21 @@ def leaves(prompt, completion, answer):
 def two(prompt, completion):
     return 1
 
+def inner(prompt, completion, answer):
+    import json
+    return json.loads(completion)
+
+async def later(prompt, completion, answer):
+    return 1
+
+def yields(prompt, completion, answer):
+    yield 1
+
+class Later:
+    async def __call__(self, prompt, completion, answer):
+        return 1
+
+called_later = Later()
 number = 7
 """
 
@@ -89,6 +109,9 @@ def test_several_are_summed_by_their_weights(own: Path) -> None:
         ("OWN:lenght", NotFound, "length, same, raises"),
         ("OWN:number", NotFound, "has no function 'number'"),
         ("OWN:two", ConfigError, "does not take prompt, completion and answer"),
+        ("OWN:later", ConfigError, "returns no number: it is an async function"),
+        ("OWN:yields", ConfigError, "returns no number: it is a generator"),
+        ("OWN:called_later", ConfigError, "returns no number: it is an async function"),
         ("OWN", ConfigError, "nor the name of a function"),
         ("OWN:length:0", ConfigError, "weight"),
         ("answer:nan", ConfigError, "weight"),
@@ -222,6 +245,56 @@ def test_a_function_that_ends_the_program_does_not(own: Path) -> None:
     assert "raised SystemExit: 3" in checked.notes()[0]
 
 
+def test_an_exception_of_a_library_leads_to_the_line_of_the_file(own: Path) -> None:
+    checked = rewards_of([f"{own}:inner"], "number")
+    assert checked.score("", "x", "") == 0
+    [line] = [n for n, text in enumerate(OWN.splitlines(), 1) if "json.loads" in text]
+    [note] = checked.notes()
+    assert "JSONDecodeError" in note and f"(line {line})" in note
+
+
+def test_every_other_exception_is_a_fault() -> None:
+    for kind in (asyncio.CancelledError, GeneratorExit, pytest.fail.Exception):
+
+        def fails(*_: str, kind: type[BaseException] = kind) -> float:
+            raise kind("no")
+
+        checked = single(fails)
+        assert checked.score("", "", "") == 0
+        assert f"{kind.__name__}: no" in checked.notes()[0]
+
+
+def test_a_child_that_a_function_forks_ends() -> None:
+    """Otherwise it would train as well, and write into the same folder."""
+
+    def forks(*_: str) -> float:
+        child = os.fork()
+        return float(os.waitpid(child, 0)[1] != 0) if child else sys.exit(0)
+
+    process = os.getpid()
+    assert single(forks).score("", "", "") == 1  # it did not end by its own exit
+    assert os.getpid() == process
+
+
+def test_a_file_may_import_what_is_beside_it_but_hides_no_module(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (own.parent / "beside_the_reward.py").write_text("value = 3")
+    (own.parent / "mailbox.py").write_text("raise ValueError")
+    own.write_text(
+        "import mailbox, beside_the_reward\ndef f(a, b, c): return beside_the_reward.value"
+    )
+    assert rewards_of([f"{own}:f", f"{own}:f"], "number").score("", "", "") == 6
+    assert sys.path[-1] == str(own.parent) and sys.path.count(str(own.parent)) == 1
+
+
+def test_bytes_are_printed_like_texts() -> None:
+    checked = single(lambda *_: sys.stdout.buffer.write(b"raw \xff") and sys.stdout.close())
+    assert checked.score("", "", "") == 0
+    assert "printed 'raw \ufffd'" in checked.notes()[0]
+
+
 def test_an_interrupt_passes() -> None:
     def interrupted(*_: str) -> float:
         raise KeyboardInterrupt
@@ -244,10 +317,58 @@ def endless(*_: str) -> float:
 
 
 def test_an_endless_call_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewards, "LONGEST_CALL", 0.02)
+    monkeypatch.setattr(reward_calls, "LONGEST_CALL", 0.02)
     checked = single(endless)
     assert checked.score("", "", "") == 0
     assert "took more than 0.02 s" in checked.notes()[0] and checked.faulty == 1
+
+
+def test_a_call_that_cannot_be_stopped_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (
+        ("LONGEST_CALL", 0.02),
+        ("CALL_STOPPED_EVERY", 0.01),
+        ("MOST_CALL_STOPS", 3),
+    ):
+        monkeypatch.setattr(reward_calls, name, value)
+    given_up: list[MlxchatError] = []
+
+    def give_up(error: MlxchatError) -> None:
+        given_up.append(error)
+        print("said")
+
+    def swallows(*_: str) -> float:
+        while not given_up:
+            try:  # noqa: SIM105
+                time.sleep(0.01)
+            except:  # noqa: E722
+                pass
+        return 1
+
+    checked = single(swallows, give_up=give_up)
+    checked.score("", "", "")
+    [error] = given_up
+    assert "The reward own has run for" in error.problem and "cannot be stopped" in error.problem
+    assert "`fresh`" in error.remedy
+    assert capsys.readouterr().out == "said\n"  # not taken for what the function printed
+
+
+def test_a_call_that_catches_once_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_calls, "LONGEST_CALL", 0.02)
+    monkeypatch.setattr(reward_calls, "CALL_STOPPED_EVERY", 0.01)
+
+    def twice(*_: str) -> float:
+        try:
+            time.sleep(5)
+        except:  # noqa: E722
+            time.sleep(5)
+        return 1
+
+    checked, before = single(twice), signal.getsignal(signal.SIGALRM)
+    assert checked.score("", "", "") == 0 and checked.faulty == 1
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_other_threads_score_without_a_limit() -> None:

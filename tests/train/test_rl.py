@@ -1,9 +1,11 @@
 """Reinforcement learning: a run from its settings to its end, interrupted or not; refusals."""
 
+import itertools
 import json
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.models import network, saved_in
@@ -13,6 +15,9 @@ from support.thread_ranks import in_threads
 from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.rl import RlConfig
+from mlxchat.data.questions.levels import FoundLevel
+from mlxchat.data.questions.question import QuestionSource
+from mlxchat.data.questions.tasks import questions_of
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.adapter import LoraConfig
@@ -21,8 +26,11 @@ from mlxchat.model.quantization import Format, quantizable
 from mlxchat.model.quantized import quantize_layers
 from mlxchat.plan.memory import Resources
 from mlxchat.runtime import mx
+from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import (
+    Drawing,
     Ended,
+    Evaluating,
     Event,
     Judged,
     Noted,
@@ -32,6 +40,7 @@ from mlxchat.telemetry.events import (
     Started,
     Stepped,
 )
+from mlxchat.train import rl
 from mlxchat.train.base import load_base
 from mlxchat.train.rl import (
     Reinforcement,
@@ -91,6 +100,47 @@ def test_an_interrupted_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path: Pat
     events = rl_run(tmp_path / "home", config)
     assert [event.step for event in events if isinstance(event, Started)] == [1]
     assert_same(end_of(tmp_path / "home"), end_of(tmp_path / "straight"))
+
+
+def test_a_run_is_resumed_from_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = rl_config(tmp_path, task="questions.jsonl", reward=["./reward.py:reward:2", "form"])
+    assert config.task == str(tmp_path / "questions.jsonl")
+    assert config.reward == [f"{tmp_path / 'reward.py'}:reward:2", "form"]
+    rl_run(tmp_path / "home", config, stop_at=2)
+    state = trainer.read_state(
+        store.latest(Home(tmp_path / "home").stage(Reinforcement.name) / "run"),
+        {Reinforcement.name: RlConfig},
+    )
+    monkeypatch.chdir("elsewhere")
+    events = rl_run(tmp_path / "home", state.settings)
+    assert isinstance(events[-1], Ended) and events[-1].step == 4
+
+
+def test_a_file_of_questions_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def reading(task: str, **settings: Any) -> QuestionSource:
+        read.append(task)
+        return questions_of(task, **settings)
+
+    monkeypatch.setattr(rl, "questions_of", reading)
+    rl_run(tmp_path / "home", rl_config(tmp_path, num_iterations=1))
+    assert read == [str(tmp_path / "questions.jsonl")]
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "gsm8k"])
+def test_a_file_with_the_name_of_a_task_does_not_take_its_place(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (task, "answer"):
+        (tmp_path / name).write_text("")
+    config = RlConfig(task=task, reward=["answer:0.5"])
+    assert (config.task, config.reward) == (task, ["answer:0.5"])
 
 
 @pytest.mark.parametrize("at", [33, 45])  # in step 2, between two tokens and between two rewards
@@ -205,6 +255,33 @@ def test_the_search_for_a_level_is_announced_and_its_bar_ends(tmp_path: Path) ->
         with_level(config, Home(tmp_path / "home"), told.append, lambda: 0.0)
     assert isinstance(told[0], Noted) and "level" in told[0].text
     assert isinstance(told[-1], Progressed) and told[-1].done == told[-1].total
+
+
+@pytest.mark.parametrize(("share", "hopeless"), [(0.004, True), (0.3, False)])
+def test_a_level_of_which_next_to_nothing_is_right_comes_with_a_remedy(
+    share: float, hopeless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = FoundLevel(1, {1: share, 2: 0.0})
+    monkeypatch.setattr(rl, "_found_level", lambda *_: found)
+    config = rl_config(tmp_path, task="spelling", reward=None)
+    settled, notes = with_level(config, Home(tmp_path), print, lambda: 0.0)
+    assert settled.level == 1
+    assert ("0.4% at level 1, 0.0% at level 2" in notes[0]) == hopeless  # not "0%"
+    assert ("mlxchat sft" in notes[-1] and "--data spelling-1" in notes[-1]) == hopeless
+
+
+def test_slow_rewards_have_a_bar_of_their_own(tmp_path: Path) -> None:
+    told: list[Event] = []
+    seconds = itertools.count()  # passes at each look at it
+    config = rl_config(tmp_path, num_iterations=1, eval_every=1)
+    clock = Clock(seconds=lambda: next(seconds))
+    events = [*run_reinforcement(config, Home(tmp_path / "home"), told.append, clock=clock)]
+    drawing = [event for event in told if isinstance(event, Drawing)]
+    assert [event.rewarded for event in drawing][-16:] == list(range(16))
+    assert drawing[-1].in_words == "rewarding answers 15/16"
+    assert drawing[0].in_words == "sampling answers 0/16"
+    units = {event.unit for event in events if isinstance(event, Evaluating)}
+    assert units == {"questions"}
 
 
 @pytest.mark.parametrize("tuned", [False, True])

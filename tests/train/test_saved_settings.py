@@ -118,7 +118,7 @@ def test_python_names_what_does_not_go_together(saved: Home) -> None:
     ):
         with pytest.raises(ConfigError, match=problem):
             mlxchat.pretrain(resume=base, home=saved.root, **arguments)
-    with pytest.raises(ConfigError, match="`resume=3` is no name of a run"):
+    with pytest.raises(ConfigError, match="`resume=3` is not the name of a run"):
         mlxchat.pretrain(resume=cast(Any, 3), home=saved.root)
     with pytest.raises(ConfigError, match="`seed` ") as raised:
         list(mlxchat.pretrain(resume=base, home=saved.root, seed=7))

@@ -20,9 +20,10 @@ from mlxchat.telemetry import log as runlog
 from mlxchat.telemetry.events import Stepped
 from mlxchat.train import inputs
 from mlxchat.train.divergence import NotFiniteError, check_finite
-from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts, compile_step
+from mlxchat.train.loop import Launch, Pending, ShouldStop
 from mlxchat.train.pretrain import run_pretraining
 from mlxchat.train.stage import read_trainer
+from mlxchat.train.step import StepParts, compile_step
 
 A, B = "a" * 40, "b" * 40
 

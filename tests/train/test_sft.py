@@ -35,11 +35,11 @@ from mlxchat.telemetry.events import Ended, Evaluated, Event, Noted, Sampled, St
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.base import Base, read_base
-from mlxchat.train.loop import StepParts, compile_step
 from mlxchat.train.pretrain import run_pretraining
 from mlxchat.train.sft import FineTuning, run_fine_tuning
 from mlxchat.train.sft_plan import conversation_plan, survey
 from mlxchat.train.stage import validation_documents
+from mlxchat.train.step import StepParts, compile_step
 
 BASE = PretrainConfig(
     depth=1,

@@ -1,4 +1,4 @@
-"""The table of stages, and what is asked of the stage of a saved step."""
+"""The table of stages, and what is asked of the stage of a checkpoint."""
 
 import json
 import shutil

@@ -15,6 +15,7 @@ from mlxchat.data.loader import Batch, LoaderState, Stopped
 from mlxchat.errors import DeviceError, MemoryLimitError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT
+from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.division import fit
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import plan
@@ -22,12 +23,13 @@ from mlxchat.runtime import mx
 from mlxchat.telemetry.events import Evaluated, Noted
 from mlxchat.train import measure, ranks, world
 from mlxchat.train.inputs import open_documents
-from mlxchat.train.loop import Launch, Pending, ShouldStop, StepParts
+from mlxchat.train.loop import Launch, Pending, ShouldStop
 from mlxchat.train.measure import least_resources, step_seconds
 from mlxchat.train.pretrain import Pretraining
-from mlxchat.train.ranks import LastNote, Together
-from mlxchat.train.resume import TrainState, new_optimizer
+from mlxchat.train.ranks import LastNote, RankBatches
+from mlxchat.train.resume import TrainState
 from mlxchat.train.sharing import _require_all_ready
+from mlxchat.train.step import StepParts
 from mlxchat.train.world import World, watched
 
 MEANS = Resources(memory=8 * 2**30, value_bytes=4, scores_held="none", chunk_rows=256)
@@ -43,11 +45,11 @@ def test_a_rank_that_waits_for_its_data_says_so_and_the_others_wait() -> None:
 
     def work(here: ThreadWorld) -> int:
         note = LastNote()
-        together = Together(here, lambda: False, dict, note, said.append)
+        batches = RankBatches(here, lambda: False, dict, note, said.append)
         if here.rank:
             note(Noted(0.0, "Waiting for shard_00007."))
             said.clear()
-        return sum(len(together.of_step(1, lambda: draw_in(0.25 * here.rank))) for _ in range(2))
+        return sum(len(batches.of_step(1, lambda: draw_in(0.25 * here.rank))) for _ in range(2))
 
     assert in_threads(3, work) == [2, 2, 2]
     # Each of the three tells itself; in a run, only rank 0 has a screen.
@@ -57,10 +59,10 @@ def test_a_rank_that_waits_for_its_data_says_so_and_the_others_wait() -> None:
 
 def test_an_interrupt_on_any_rank_ends_a_wait_on_all() -> None:
     def work(here: ThreadWorld) -> bool:
-        together = Together(here, lambda: here.rank == 1, dict)
-        together.draw(lambda: [BATCH])  # an evaluation goes on
+        batches = RankBatches(here, lambda: here.rank == 1, dict)
+        batches.draw(lambda: [BATCH])  # an evaluation goes on
         with pytest.raises(Stopped):
-            together.of_step(1, lambda: [BATCH])
+            batches.of_step(1, lambda: [BATCH])
         return True
 
     assert in_threads(2, work) == [True, True]
@@ -74,9 +76,9 @@ def test_the_weights_are_compared_every_so_many_steps(monkeypatch: pytest.Monkey
         def require_equal(self, arrays: dict[str, mx.array], step: int) -> None:
             compared.append(step)
 
-    together = Together(Comparing(), lambda: False, dict)
+    batches = RankBatches(Comparing(), lambda: False, dict)
     for number in range(1, 8):
-        together.of_step(number, lambda: [BATCH])
+        batches.of_step(number, lambda: [BATCH])
     assert compared == [2, 5]
 
 
@@ -138,7 +140,7 @@ def test_a_model_that_is_too_large_names_whose_memory_that_is(
 ) -> None:
     found = resources_of([8 * 2**30, 8 * 2**30, 2**20], "cpu", monkeypatch)
     model = plan(CONFIG, 300, MEANS).model
-    with pytest.raises(MemoryLimitError, match="the machine of rank 2 can spare 1 MiB"):
+    with pytest.raises(MemoryLimitError, match=r"the machine of rank 2 can spare 1\.0 MB"):
         fit(CONFIG, model, 8, found)
 
 
@@ -183,7 +185,7 @@ def test_an_evaluation_is_the_same_on_any_number_of_ranks(
     def evaluated(here: World) -> Evaluated:
         stage = Pretraining(config, Home(tmp_path), world=here)
         model = GPT.new(made.model, 0, mx.float32)
-        state = TrainState(made, BYTES, model, new_optimizer(model), 0, LoaderState())
+        state = TrainState(made, BYTES, model, MuonAdamW(model), 0, LoaderState())
         return cast(Evaluated, list(stage.evaluation(opened, state).events(0))[-1])
 
     class Part(World):

@@ -30,7 +30,7 @@ from mlxchat.telemetry.events import (
 )
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui import output
-from mlxchat.ui.console import Screen, answers, error, say, say_json, table, warning
+from mlxchat.ui.console import Screen, answers, close_screens, error, say, say_json, table, warning
 from mlxchat.ui.output import LiteralConsole, Output, console_for
 from mlxchat.ui.tables import Row, Section, show
 
@@ -167,6 +167,18 @@ def test_a_terminal_gets_a_panel_and_lines_above_it(width):
     assert "9/100" in panel and "3.0000" in panel
     assert panel.index("╯") < panel.index("Stopped after step 9")
     assert text.endswith("\x1b[?25h") or "\x1b[?25h" in panel  # the cursor is back
+
+
+def test_panels_can_be_ended_from_outside():
+    console = terminal()
+    with Screen(console=console, timer=lambda: 0.0) as screen:
+        screen.show(started())
+        close_screens()
+        console.print("why it ends")
+        text = console.file.getvalue()
+        assert text.index("\x1b[?25h") < text.index("why it ends")  # the cursor is back
+        screen.show(stepped(1, 1.0))
+    assert console.file.getvalue() == text
 
 
 def test_a_terminal_gets_bars_with_the_sum_last():
@@ -436,21 +448,68 @@ def test_the_time_of_an_evaluation_is_foretold_without_that_of_compiling():
     assert "30.0%  7s left" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
 
 
-def test_the_words_of_an_error_are_not_broken(monkeypatch):
-    console = terminal(40)
+def printed_at(width, monkeypatch, print_all):
+    console = terminal(width)
     monkeypatch.setattr("mlxchat.ui.console.console_for", lambda stream: console)
+    print_all()
+    return re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue()).splitlines()
+
+
+def test_the_words_of_an_error_are_not_broken(monkeypatch):
     folder = "/home/ada/.cache/mlxchat/base_data_of_my_novels"
-    error(
-        f"There is no data: the folder {folder} does not exist.",
-        "Get some: mlxchat data fetch --from a novel.txt",
-    )
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
-    assert shown.splitlines() == [
+    problem = f"There is no data: the folder {folder} does not exist."
+    remedy = "Get some: mlxchat data fetch --from 'a novel.txt'"
+    assert printed_at(40, monkeypatch, lambda: error(problem, remedy)) == [
         "Error: There is no data: the folder",
         f"{folder} does not exist.",  # the terminal breaks it, so that it can be copied
-        "Get some: mlxchat data fetch --from a",
-        "novel.txt",
+        "Get some:",
+        "mlxchat data fetch --from 'a novel.txt'",
     ]
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_no_line_breaks_a_path_an_address_or_a_command(width, monkeypatch):
+    address = "http://a-machine-with-a-rather-long-name.local:8000/v1"
+    path = f"/Users/ada/{'deep/' * 20}d12-mlx-lm"
+    command = f"mlxchat chat --checkpoint '/Users/ada/my {'deep/' * 20}model' --temperature 0.5"
+    prose = "The model is quantized, so its weights are exported as ordinary numbers of 16 bits. "
+
+    def print_all():
+        say(f"{prose}The base_url for OpenAI's clients: {address}")
+        say(f"{prose}Written to {path}")
+        warning(f"{prose}Talk to it: {command}")
+        error(f"{path} is no folder.", f"{prose}Make one: {command}")
+
+    lines = printed_at(width, monkeypatch, print_all)
+    for whole in (address, path, command):
+        assert any(whole in line for line in lines)
+    others = [line for line in lines if path not in line and "mlxchat chat" not in line]
+    assert max(map(len, others)) <= max(width, len(address))
+    words = " ".join(lines).split()
+    assert words == [
+        *f"{prose}The base_url for OpenAI's clients: {address}".split(),
+        *f"{prose}Written to {path}".split(),
+        *f"Warning: {prose}Talk to it: {command}".split(),
+        *f"Error: {path} is no folder. {prose}Make one: {command}".split(),
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_a_note_is_broken_between_words_and_its_path_is_whole(width):
+    console = terminal(width)
+    path = f"/Users/ada/{'deep/' * 40}d12-mlx-lm"
+    note = f"It is quantized: its weights are exported as numbers, to {path} in that folder."
+    with Screen(console=console) as screen:
+        screen.show(Noted(0.0, note))
+    lines = Text.from_ansi(console.file.getvalue()).plain.splitlines()
+    assert " ".join(lines) == note and any(line.startswith(path) for line in lines)
+    assert all(len(line) <= width for line in lines if path not in line)
+
+
+def test_output_that_is_no_terminal_is_not_broken(capsys):
+    text = f"{'words ' * 100}mlxchat chat --model-tag fox"
+    say(text)
+    assert capsys.readouterr().out == f"{text}\n"
 
 
 def test_a_process_that_ends_at_once_leaves_the_terminal_as_it_was(monkeypatch):

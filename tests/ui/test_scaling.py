@@ -64,7 +64,7 @@ def test_table_and_chart_fit(width: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_it_says_is_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = printed(RUNGS, 80, monkeypatch)
+    text = " ".join(printed(RUNGS, 80, monkeypatch).split())
     law, [longer] = foretold(RUNGS)
     assert law is not None
     # log(2.4 / 1.65) / log(100) = 0.0814, and 1 - 10 ** -0.0814 = 17.1%

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from mlxchat.ui.output import LiteralConsole
-from mlxchat.ui.wrapping import WordStream
+from mlxchat.ui.wrapping import WordStream, in_lines
 
 
 class Resizing(LiteralConsole):
@@ -128,3 +128,21 @@ def test_text_that_goes_to_no_terminal_is_left_alone() -> None:
     words = WordStream(console)
     words.write("several words  \n")
     assert console.file.getvalue() == "several words  \n"
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("Make one: mlxchat quickstart, or mlxchat train", "mlxchat quickstart"),
+        ("Get it: mlxchat data fetch --from 'a, b (c). d'. Then go on.", "--from 'a, b (c). d'"),
+        ("See it: mlxchat runs show fox", "mlxchat runs show fox"),
+        ('Install: pip install -e ".[cpu]" (with a GPU: other)', 'pip install -e ".[cpu]"'),
+        ("so mlxchat checkpoints prune removes them", "mlxchat checkpoints prune"),
+        ("(mlxchat sft --source fox).", "mlxchat sft --source fox"),
+    ],
+)
+def test_a_command_in_a_text_is_not_broken(text: str, command: str) -> None:
+    for width in range(2, 40):
+        lines = in_lines(text, width).split("\n")
+        assert any(command in line for line in lines)
+        assert " ".join(" ".join(lines).split()) == text

@@ -1,1 +1,1 @@
-"""Saved steps: their files, where they lie, and what they hold."""
+"""Checkpoints: their files, where they lie, and what they hold."""

@@ -150,7 +150,7 @@ def _has_weights(folder: Path, weights: dict[str, str]) -> bool:
 
 
 def _steps(home: Path) -> Iterator[Path]:
-    """Yield the saved steps of all runs in a home."""
+    """Yield the checkpoints of all runs in a home."""
     for stage in STAGE_FOLDERS.values():
         for run in _below(home / stage):
             yield from sorted(step for step in _below(run) if step.name.startswith("step_"))

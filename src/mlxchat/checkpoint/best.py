@@ -1,7 +1,7 @@
-"""The best of a run's saved steps, by the bits per byte of its validation text.
+"""The best of a run's checkpoints, by the bits per byte of its validation text.
 
 A model learns text that it reads many times by heart in the end, and predicts other text worse
-again. Therefore the best saved step is kept beside the newest ones (`mlxchat.checkpoint.store`),
+again. Therefore the best checkpoint is kept beside the newest ones (`mlxchat.checkpoint.store`),
 and a run that ends worse says so.
 """
 
@@ -19,14 +19,14 @@ from mlxchat.telemetry.events import Count
 
 
 class EvaluatedStep(NamedTuple):
-    """A saved step and its bits per byte on validation text."""
+    """A checkpoint and its bits per byte on validation text."""
 
     step: int
     bits_per_byte: float
 
 
 class JudgedStep(NamedTuple):
-    """A saved step and the share of held-out questions that it answers right."""
+    """A checkpoint and the share of held-out questions that it answers right."""
 
     step: int
     pass_1: float
@@ -44,7 +44,7 @@ class _Trainer(BaseModel):
 
 
 def evaluated_steps(newest: Path, steps: Sequence[int]) -> list[EvaluatedStep]:
-    """Return those of some saved steps that were evaluated, as the newest one records.
+    """Return those of some checkpoints that were evaluated, as the newest one records.
 
     Nothing is known if its trainer's state cannot be read, or is of another version.
     """
@@ -53,7 +53,7 @@ def evaluated_steps(newest: Path, steps: Sequence[int]) -> list[EvaluatedStep]:
 
 
 def judged_steps(newest: Path, steps: Sequence[int]) -> list[JudgedStep]:
-    """Return those of some saved steps that answered held-out questions, as `evaluated_steps`."""
+    """Return those of some checkpoints that answered held-out questions, as `evaluated_steps`."""
     scores = dict(_meter(newest).scores)
     return [JudgedStep(step, scores[step]) for step in steps if step in scores]
 
@@ -69,7 +69,7 @@ def best_step(newest: Path, steps: Sequence[int]) -> EvaluatedStep | None:
 
     Args:
         newest: the directory of the newest step, which records all evaluations.
-        steps: the saved steps.
+        steps: the checkpoints.
 
     Returns:
         The step; None if nothing is known of any (`evaluated_steps`).
@@ -79,7 +79,7 @@ def best_step(newest: Path, steps: Sequence[int]) -> EvaluatedStep | None:
 
 
 def step_to_keep(newest: Path, steps: Sequence[int]) -> int | None:
-    """Return the best of some saved steps, the newest of equal ones; None if none is known.
+    """Return the best of some checkpoints, the newest of equal ones; None if none is known.
 
     Reinforcement learning is judged by the questions answered right, other stages by bits per byte.
     """

@@ -1,4 +1,4 @@
-"""Finds saved steps: all of them, those of a run, or the one that a name stands for.
+"""Finds checkpoints: all of them, those of a run, or the one that a name stands for.
 
 `new_run` finds a place for the run of a model that was not trained here.
 
@@ -40,7 +40,7 @@ SET_ASIDE = re.compile(r"\.(good|old)[0-9]+$")  # ends the name of a run that wa
 
 @dataclass(frozen=True)
 class SavedStep:
-    """A saved step of a run."""
+    """A checkpoint of a run."""
 
     tag: str
     step: int
@@ -71,7 +71,7 @@ def runs(stages: Iterable[Path]) -> list[Path]:
 
 
 def find(stages: Sequence[Path], tag: str | None, step: int | None) -> Path:
-    """Return the directory of a saved step.
+    """Return the directory of a checkpoint.
 
     Args:
         stages: the folders of runs, such as `Home.stages`.
@@ -114,7 +114,7 @@ def locate(stages: Sequence[Path], tag: str | None, step: int | None, folder: Pa
     Args:
         stages: the folders of runs, such as `Home.stages`.
         tag: the run's name; None for the run saved last.
-        step: a saved step of that run; None for the newest.
+        step: a checkpoint of that run; None for the newest.
         folder: a model's directory, or a run's folder (its newest step), in place of a name.
 
     Raises:
@@ -134,7 +134,7 @@ def find_model(stages: Sequence[Path], source: str | None, step: int | None) -> 
     Args:
         stages: the folders of runs, such as `Home.stages`.
         source: a run's name or, if no run has that name, a path; None for the run saved last.
-        step: a saved step of the run; None for the newest.
+        step: a checkpoint of the run; None for the newest.
 
     Raises:
         NotFound: there is no such model.
@@ -149,7 +149,7 @@ def find_model(stages: Sequence[Path], source: str | None, step: int | None) -> 
 
 
 def better_than_newest(run: Path) -> tuple[EvaluatedStep, EvaluatedStep] | None:
-    """Return the best saved step of a run and the newest one, if the newest is clearly worse.
+    """Return the best checkpoint of a run and the newest one, if the newest is clearly worse.
 
     Raises:
         MlxchatError: the run cannot be read.
@@ -264,7 +264,7 @@ def named_runs(stages: Sequence[Path], tag: str | None) -> list[Path]:
     """Return the folder of the run called ``tag``, or those of all runs.
 
     Raises:
-        NotFound: no run of that name has a saved step; the message lists the names.
+        NotFound: no run of that name has a checkpoint; the message lists the names.
         MlxchatError: a folder cannot be read.
     """
     found = [run for run in runs(stages) if tag in (None, run.name)]
@@ -357,7 +357,7 @@ def _saved_at(folder: Path) -> float:
 
 
 def saved_steps(runs: Iterable[Path], fault: Callable[[MlxchatError], None]) -> list[SavedStep]:
-    """Return the saved steps of runs, in ascending order within a run.
+    """Return the checkpoints of runs, in ascending order within a run.
 
     Steps that are removed meanwhile are skipped.
 

@@ -28,9 +28,9 @@ def destination(
 ) -> tuple[Path, int]:
     """Return the run folder and the step under which to save a changed copy of a model.
 
-    The copy of a run of some stage is a run of that stage, with an ending after its name. A saved
-    step keeps its number; a directory from elsewhere becomes step 0 of a run of its name, one of
-    fine-tuning if the model has a chat template.
+    The copy of a run of some stage is a run of that stage, with an ending after its name. A
+    checkpoint keeps its step; a directory from elsewhere becomes step 0 of a run of its name, one
+    of fine-tuning if the model has a chat template.
 
     Args:
         home: where runs are.

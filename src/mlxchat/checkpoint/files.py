@@ -258,10 +258,18 @@ def read_checked_json(path: Path) -> dict[str, Any]:
 # Error messages
 
 
-def missing_file(path: Path) -> MlxchatError:
-    """Return the error for a file that is missing in a model's directory."""
+def missing_file(path: Path, importing: bool = False) -> MlxchatError:
+    """Return the error for a file that is missing in a model's directory.
+
+    Args:
+        path: the file.
+        importing: whether the directory is being imported, so that this is no remedy.
+    """
     folder = path.parent
-    return unplugged(path) or unusable(folder, f"{folder} is incomplete: {path.name} is missing.")
+    problem = f"{folder} is incomplete: {path.name} is missing."
+    if away := unplugged(path):
+        return away
+    return CheckpointError(problem, _COPY) if importing else unusable(folder, problem)
 
 
 def unreadable(path: Path, error: OSError) -> MlxchatError:

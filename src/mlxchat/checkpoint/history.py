@@ -1,6 +1,6 @@
 """The origin of a model: the import it started from and the runs it was trained in, oldest first.
 
-A saved step's own files describe its own run, or its import. Everything before that is kept in
+A checkpoint's own files describe its own run, or its import. Everything before that is kept in
 ``history.json``, which is written into the steps of a run that began with another model and into
 quantized copies. `mlxchat.train.stage.history_of` combines the two.
 """
@@ -113,7 +113,7 @@ def record_of_base(folder: Path) -> BaseRecord:
 def tag_and_step(folder: Path) -> tuple[str, int]:
     """Return the name of a model and its step.
 
-    They are the run and the step of a saved step; of another directory its own name and 0.
+    They are the run and the step of a checkpoint; of another directory its own name and 0.
 
     Raises:
         OSError: the folder that it is in cannot be read.

@@ -8,7 +8,7 @@
 An adapter's directory has `mlxchat.checkpoint.adapters` and `mlxchat.checkpoint.bases` in place of
 the model's weights, and is read like any other: its model, and the adapter on it.
 
-mlx-lm reads the first line too. A saved step has more files: see `mlxchat.checkpoint.trainer` and
+mlx-lm reads the first line too. A checkpoint has more files: see `mlxchat.checkpoint.trainer` and
 `mlxchat.checkpoint.history`. Where there are checksums, each file is compared with its own before
 it is used; a directory that another program made has none.
 """

@@ -1,4 +1,4 @@
-"""Checks saved steps against their checksums, and removes old ones once the newest is intact."""
+"""Compares checkpoints with their checksums, and removes old ones once the newest is intact."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ FIRST_WITH_CHECKSUMS = 3  # format of trainer.json
 
 
 class Removed(NamedTuple):
-    """A saved step, or what a killed process left of one, that was or would be removed."""
+    """A checkpoint, or what a killed process left of one, that was or would be removed."""
 
     tag: str
     step: int | None  # None for an unfinished one
@@ -64,7 +64,7 @@ def prune_verified(
 
 
 def verify(folder: Path, report: Callable[[Path, int, int], None]) -> None:
-    """Compare every file of a saved step with its checksum.
+    """Compare every file of a checkpoint with its checksum.
 
     Args:
         folder: the step's directory.

@@ -21,6 +21,7 @@ from mlxchat.checkpoint.bases import is_needed, needed_weights
 from mlxchat.checkpoint.best import step_to_keep
 from mlxchat.checkpoint.files import entries, is_folder, require_connected, unreadable
 from mlxchat.checkpoint.stamp import write_stamp
+from mlxchat.counts import round_size
 from mlxchat.device_failures import explained
 from mlxchat.errors import CheckpointError, DiskError, MlxchatError, reason_of
 from mlxchat.locks import Lock, in_use
@@ -67,7 +68,7 @@ def step_of(folder: Path) -> int:
 
 
 def latest(run: Path) -> Path | None:
-    """Return the directory of the newest saved step; None if there is none.
+    """Return the directory of the newest checkpoint; None if there is none.
 
     Raises:
         MlxchatError: the run cannot be read, or that step is on a disk that is not connected.
@@ -133,7 +134,7 @@ def save(
 
 
 def keep_aside(run: Path, step: int) -> Path:
-    """Copy a saved step into a run of its own, such as ``d12.good1``, that no training writes to.
+    """Copy a checkpoint into a run of its own, such as ``d12.good1``, that no training writes to.
 
     It takes no space on a disk with hard links. An existing copy is used.
 
@@ -348,11 +349,11 @@ def _not_saved(run: Path, step: int, reason: str, needed: int | None) -> Mlxchat
     earlier = steps(run)
     if needed is None and earlier:
         needed = size(directory(run, earlier[-1]))
-    takes = f"a step takes {needed / 1e6:,.1f} MB, " if needed else ""
-    free = disk.free_space(run) / 1e6
+    takes = f"a step takes {round_size(needed)}, " if needed else ""
+    free = round_size(disk.free_space(run))
     intact = "; earlier checkpoints are intact" if earlier else ""
     return DiskError(
-        f"Step {step} could not be saved in {run}: {reason} ({takes}{free:,.1f} MB are free).",
+        f"Step {step} could not be saved in {run}: {reason} ({takes}{free} are free).",
         f"Free space on that disk, then repeat the command{intact}. mlxchat checkpoints list "
         "shows the sizes of all runs, and mlxchat checkpoints prune removes old checkpoints.",
     )

@@ -3,7 +3,7 @@
 The files are in `Home.chat_evaluations`, and are named as those of CORE in `Home.base_evaluations`:
 ``d12-sft_000200_1a2b3c4d.json`` has the results of step 200 of the run d12-sft. The end of the name
 stands for the model's own files, so that results are those of these weights and no others, whatever
-else has had that name. A directory that is no saved step counts as step 0 of a run of its name.
+else has had that name. A directory that is no checkpoint counts as step 0 of a run of its name.
 """
 
 import hashlib

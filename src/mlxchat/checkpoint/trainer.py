@@ -1,4 +1,4 @@
-"""The state that training resumes from: the files of a saved step beside those of its model.
+"""The state that training resumes from: the files of a checkpoint beside those of its model.
 
     optimizer.safetensors   the optimizer's state
     loader.safetensors      the place in the data, and what is packed already
@@ -83,7 +83,7 @@ def write_state(
 
 
 def read_state(folder: Path, settings: Mapping[str, type[Settings]]) -> TrainerState[Settings]:
-    """Read the trainer's state of a saved step.
+    """Read the trainer's state of a checkpoint.
 
     Args:
         folder: the step's directory.
@@ -125,7 +125,7 @@ def read_state(folder: Path, settings: Mapping[str, type[Settings]]) -> TrainerS
 
 
 def read_loader(folder: Path) -> LoaderState:
-    """Read the loader's state of a saved step.
+    """Read the loader's state of a checkpoint.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -138,7 +138,7 @@ def read_loader(folder: Path) -> LoaderState:
 
 
 def read_optimizer(folder: Path, expected: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Read the optimizer's state of a saved step.
+    """Read the optimizer's state of a checkpoint.
 
     Args:
         folder: the step's directory.

@@ -111,7 +111,7 @@ app = typer.Typer(
     add_completion=False,  # typer's options know no other shell than the current one
     pretty_exceptions_enable=False,
     help="Train a GPT on your own machine, and talk to it.",
-    epilog=f"Begin with: mlxchat quickstart\n\nEnvironment variables: mlxchat help {TOPIC}",
+    epilog=f"Start with: mlxchat quickstart\n\nEnvironment variables: mlxchat help {TOPIC}",
 )
 for name, command in COMMANDS.items():
     app.command(name, cls=CommandWithHelp)(options_from_models(command))

@@ -9,7 +9,7 @@ from mlxchat.cli.options import Json
 from mlxchat.config.inference import BenchConfig
 from mlxchat.counts import round_size
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
-from mlxchat.ui.console import Screen, say, say_json
+from mlxchat.ui.console import Screen, say_json, say_whole
 from mlxchat.ui.tables import Row, Section, flops_per_second, markdown, show
 from mlxchat.ui.text import amount
 
@@ -40,7 +40,7 @@ def bench_command(
     if json:
         say_json(facts.model_dump(mode="json"))
     elif as_markdown:
-        say(markdown(bench_heading(facts), bench_sections(facts)))
+        say_whole(markdown(bench_heading(facts), bench_sections(facts)))
     else:
         show(bench_heading(facts), bench_sections(facts))
 

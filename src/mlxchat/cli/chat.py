@@ -60,7 +60,7 @@ def chat_command(
 
     Enter sends a message. Alt+Enter, or Esc followed by Enter, starts a new line; pasted text is
     one message. Ctrl-C stops an answer and keeps the part already written. /help lists the
-    commands: /undo, /regenerate, one for each setting, ...
+    commands: /undo, /regenerate, one for each setting, and more.
 
     Text piped into the command is sent as one message.
 

@@ -126,7 +126,7 @@ def prune_command(
             say(f"{saved.tag}, {step}: {amount(saved.bytes, 'bytes')}")
         done = "would be removed" if dry_run else "removed"
         count = sum(saved.step is not None for saved in removed)
-        say(f"{amount(count, 'steps')} {done}, {amount(freed, 'bytes')}.")
+        say(f"{amount(count, 'checkpoints')} {done}, {amount(freed, 'bytes')}.")
     if faults:
         raise typer.Exit(1)
 
@@ -146,7 +146,8 @@ def _show_table(found: Sequence[SavedStep]) -> None:
             for saved in found
         ],
     )
-    say(f"{amount(len(found), 'steps')}, {amount(sum(saved.bytes for saved in found), 'bytes')}")
+    total = sum(saved.bytes for saved in found)
+    say(f"{amount(len(found), 'checkpoints')}, {amount(total, 'bytes')}")
 
 
 def _model_in_words(saved: SavedStep) -> str:
@@ -164,7 +165,7 @@ def _fault(folder: Path, screen: Screen) -> str | None:
 
 
 def _progress(screen: Screen) -> Callable[[Path, int, int], None]:
-    """Return a function that shows how much of a step has been verified."""
+    """Return a function that shows how much of a checkpoint has been verified."""
 
     def report(folder: Path, done: int, total: int) -> None:
         task = f"{folder.parent.name}/{folder.name}"

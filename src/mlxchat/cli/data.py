@@ -38,8 +38,8 @@ def fetch_command(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help=f"One of {dataset_names()}. Default: {DEFAULT_DATASET}. With --from, "
-            "a name for your text. Default: the name of the file or folder.",
+            help=f"One of {dataset_names()}. Default: {DEFAULT_DATASET}. With --from: "
+            "a name for your text, by default that of the file or folder.",
             autocompletion=data_names,
         ),
     ] = None,
@@ -172,7 +172,7 @@ def _unfinished_runs(home: Home, dataset: str) -> list[str]:
             reads = "on" if run.saved_steps else "and has saved nothing yet: it may be reading"
             raise LockedError(
                 f"The run {run.name} is being trained {reads} {dataset}.",
-                "Wait for it to end, or end it with Ctrl-C: it saves its work first.",
+                "Wait for it to end, or stop it with Ctrl-C: it saves its work first.",
             )
     return [run.name for run in using if run.state != "finished"]
 

@@ -10,7 +10,7 @@ from mlxchat.cli.options import Json
 from mlxchat.disk import storing
 from mlxchat.home import Home, expanded
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
-from mlxchat.ui.console import Screen, say, say_json
+from mlxchat.ui.console import Screen, say_json, say_whole
 
 if TYPE_CHECKING:
     from mlxchat.doctor.examination import Examination
@@ -54,7 +54,7 @@ def doctor_command(
     if json:
         say_json(examination.model_dump(mode="json"))
     elif report == STANDARD_OUTPUT:
-        say(examination_markdown(examination))
+        say_whole(examination_markdown(examination))
     else:
         show_examination(examination)
     if file:

@@ -75,7 +75,8 @@ def eval_base_command(
     scores are shown for comparison. Results are kept in $MLXCHAT_HOME/base_eval, so an interrupted
     evaluation can resume; the scores are also written there in nanochat's format.
 
-    By default it measures the validation text, samples, and CORE if its tasks are on disk.
+    By default it measures the validation text, shows samples, and evaluates on CORE if its tasks
+    are on disk.
 
     Progress goes to standard error. Ctrl-C shows the results that are complete and exits with code
     130.

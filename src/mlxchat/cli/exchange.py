@@ -25,7 +25,7 @@ from mlxchat.home import Home, expanded
 from mlxchat.interop.programs import PROGRAMS, GgufType, MlxBits, Program, runnable_models
 from mlxchat.model.quantization import Quantization
 from mlxchat.telemetry.events import Noted, Progressed
-from mlxchat.ui.console import Screen, say, say_json
+from mlxchat.ui.console import Screen, say, say_json, say_whole
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def import_command(
     path: Annotated[
         Path,
         typer.Argument(
+            metavar="PATH",
             help="The directory or file of a checkpoint.",
             show_default=False,
             parser=expanded,
@@ -293,7 +294,7 @@ def _show_exported(to: Program, source: Path, written: "Exported", json: bool) -
     say(f"{amount(written.bytes, 'bytes')} in {written.folder}")
     say(written.usage.remark or "Run it there:")
     for line in commands:
-        say(f"  {line}")
+        say_whole(f"  {line}")
 
 
 def _progress(screen: Screen, task: str, unit: str = "bytes") -> Callable[[int, int], None]:

@@ -52,7 +52,7 @@ def exit_code(command: Callable[[], int | None], program: object = None) -> int:
         if known is None:
             raise  # to `report_unforeseen`
         if _debugging():
-            console.say(traceback.format_exc(), sys.stderr)
+            console.say_whole(traceback.format_exc(), sys.stderr)
         console.error(known.problem, known.remedy)
         return code_of(known)
 
@@ -85,13 +85,13 @@ def report_unforeseen(
     if issubclass(kind, KeyboardInterrupt):
         return
     if _debugging():
-        console.say("".join(traceback.format_exception(kind, error, trace)), sys.stderr)
+        console.say_whole("".join(traceback.format_exception(kind, error, trace)), sys.stderr)
         remedy = "Please report it with the traceback above."
     else:
         stored = _stored_traceback(kind, error, trace)
         remedy = f"Please report it with its traceback: {stored}" if stored else NO_TRACEBACK_YET
     what = f"{kind.__name__}: {error}" if str(error) else kind.__name__
-    console.error(f"This is a mistake in mlxchat. {what.rstrip('.')}.", remedy)
+    console.error(f"This is a bug in mlxchat. {what.rstrip('.')}.", remedy)
 
 
 def _report_usage(error: Exception, given: str) -> int:

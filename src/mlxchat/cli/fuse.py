@@ -51,8 +51,9 @@ def fuse_command(
 
     The result is a run of its own, such as d12-lora-fused. It needs neither the adapter nor the
     base model any more, and can be trained further. If the base model is quantized, the result is
-    stored in float32. chat, eval, serve and export use adapters directly; you only need to merge
-    one to train it further, or for programs that cannot load adapters.
+    stored in float32, unless --keep-quantized is given. chat, eval, serve and export use adapters
+    directly; you only need to merge one to train it further, or for programs that cannot load
+    adapters.
 
     If the validation text is on disk, the loss in bits per byte is measured before and
     after. Progress goes to standard error.

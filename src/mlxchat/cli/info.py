@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def saved_folder(config: PretrainConfig, home: Home) -> Path | None:
-    """Return the newest saved step of the run that the settings name.
+    """Return the newest checkpoint of the run that the settings name.
 
     None if they name none, or describe one that is yet to be trained.
 

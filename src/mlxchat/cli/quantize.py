@@ -107,7 +107,7 @@ def _show(facts: dict[str, Any], parts: "list[QuantizedPart]", run: str) -> None
     table(["weights", "stored as", "number", "bits each", "MB before", "MB after"], rows)
     small, large = facts["bytes_after"], facts["bytes_before"]
     say(
-        f"{amount(large, 'bytes')} before, {amount(small, 'bytes')} after ({small / large:.3f} of "
+        f"{amount(large, 'bytes')} before, {amount(small, 'bytes')} after ({small / large:.1%} of "
         f"the size), in {facts['path']}"
     )
     say_losses(facts)

@@ -20,7 +20,7 @@ from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Noted, Progressed, Started
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.console import Screen, answers, say, say_json, say_paragraphs, warning
+from mlxchat.ui.console import Screen, answers, say, say_json, say_paragraphs, say_whole, warning
 from mlxchat.ui.tables import about
 from mlxchat.ui.text import amount
 
@@ -80,7 +80,10 @@ NEXT = (
     ("mlxchat chat", "Chat with it again."),
     ("mlxchat data fetch --num-shards 2", "Download real text: 0.3 GB of web pages."),
     ("mlxchat data fetch --from novels.txt", "Or use your own text."),
-    ("mlxchat train --budget 1h", "Train a larger model on it for an hour (or 10m, or 8h)."),
+    (
+        "mlxchat train --budget 1h",
+        "Train on it for an hour, or 10m, or 8h. Your own text: --dataset novels.",
+    ),
     ('mlxchat sft --identity "name=Ada"', "Teach that model to answer, and to say who it is."),
 )
 
@@ -131,7 +134,7 @@ def quickstart_command(
         return
     say("Next:")
     for command, purpose in NEXT:
-        say(f"  {command}")
+        say_whole(f"  {command}")
         say(f"      {purpose}")
     if sys.stdin.isatty() and sys.stdout.isatty():
         say()
@@ -203,7 +206,7 @@ def _write_reports(home: Home, json: bool) -> None:
         return
     say("How it learned, with curves and samples, as pages for your browser:")
     for path in paths:
-        say(f"  {path}")
+        say_whole(f"  {path}")
     say()
 
 

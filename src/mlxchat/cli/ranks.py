@@ -19,8 +19,9 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxchat import __version__
+from mlxchat.cli.failures import code_of
 from mlxchat.cli.options import PATH
-from mlxchat.cli.session import Interrupts, end_signals
+from mlxchat.cli.session import Interrupts, end_signals, exit_now
 from mlxchat.cli.supervise import NO_CRASH, Forwarding
 from mlxchat.config.ranks import (
     ANOTHER_ENDED,
@@ -30,12 +31,12 @@ from mlxchat.config.ranks import (
     backend_of_ranks,
 )
 from mlxchat.config.run import RunConfig
-from mlxchat.errors import ConfigError, DeviceError, NotFound
+from mlxchat.errors import ConfigError, MlxchatError, NotFound
 from mlxchat.home import Home
 from mlxchat.json_text import parse_json
 from mlxchat.system import kept_awake, own_command
+from mlxchat.ui.console import close_screens, say
 from mlxchat.ui.console import error as say_error
-from mlxchat.ui.console import say
 
 if TYPE_CHECKING:
     from mlxchat.train.stage import Stage
@@ -323,17 +324,18 @@ def joined(config: RunConfig, patience: float, sums: SumDtype = "float32") -> "W
     from mlxchat.train.sharing import require_same
     from mlxchat.train.world import connect
 
-    def late(error: DeviceError) -> None:
+    def give_up(error: MlxchatError) -> None:
+        close_screens()
         say_error(error.problem, error.remedy)
-        tell_launcher(os.EX_SOFTWARE)
-        os._exit(os.EX_SOFTWARE)
+        tell_launcher(code_of(error))
+        exit_now(code_of(error))
 
     tell_launcher()
     given = config.model_dump(mode="json", include=config.model_fields_set)
     settings = {f"`{name}`": json.dumps(value) for name, value in given.items()}
     settings["`rank_sums`"] = sums
     with _ended_by_signals():
-        world = connect(patience, late, compute_dtype(sums))
+        world = connect(patience, give_up, compute_dtype(sums))
         require_same(world, {"mlxchat": __version__, "mlx": version("mlx"), **settings})
     return world
 

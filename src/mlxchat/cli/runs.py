@@ -41,7 +41,7 @@ def runs_list_command(json: Json = False) -> None:
     """Show all runs, the newest last: stage, model, steps, result, time, size and state.
 
     The result is bits per byte on validation text, or pass@1 after reinforcement
-    learning. The size is that of saved steps, log and evaluations.
+    learning. The size is that of checkpoints, log and evaluations.
     """
     from mlxchat.report.runs import summaries
     from mlxchat.ui.runs import show_runs
@@ -63,10 +63,10 @@ def runs_show_command(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show a run in detail: how it ended, its settings, data, saved steps and last samples.
+    """Show a run in detail: how it ended, its settings, data, checkpoints and last samples.
 
-    Derived settings stand apart from given ones. Last comes the command that repeats it:
-    add --fresh to begin from scratch, or another --model-tag.
+    Settings that mlxchat derived are listed apart from those that you gave. The last line is the
+    command that repeats the run: add --fresh to start from scratch, or another --model-tag.
     """
     from mlxchat.report.description import described_run
     from mlxchat.report.scores import results_in_json
@@ -102,7 +102,7 @@ def runs_show_command(
 def runs_compare_command(names: RunNames, json: Json = False) -> None:
     """Show runs side by side: results, tokens, time, size, and the settings that differ.
 
-    Says which one is better, where they were measured on the same text.
+    Says which one is better if they were evaluated on the same text.
     """
     from mlxchat.report.description import described_run
     from mlxchat.report.differences import compared, differing_settings
@@ -136,7 +136,7 @@ def runs_compare_command(names: RunNames, json: Json = False) -> None:
 
 
 def runs_rename_command(name: RunName, new: NewRunName, json: Json = False) -> None:
-    """Rename a run: its saved steps, its log and its evaluations.
+    """Rename a run: its checkpoints, its log and its evaluations.
 
     To resume it, give its new name to --resume of train, mid, sft or rl.
     """
@@ -150,14 +150,16 @@ def runs_rename_command(name: RunName, new: NewRunName, json: Json = False) -> N
         return
     say(f"{name} is now called {new}.")
     if later:
-        say(f"Runs that began with it still name it {name} in their settings: {', '.join(later)}.")
+        say(
+            f"Runs that started from it still call it {name} in their settings: {', '.join(later)}."
+        )
 
 
 def runs_copy_command(name: RunName, new: NewRunName, json: Json = False) -> None:
     """Copy a run, to train it further in two ways.
 
-    Its saved steps share the disk's space with those of the copy, where the disk can do
-    that; so a copy is no backup. Progress goes to standard error.
+    Where the file system allows it, the copy shares the disk space of the original's checkpoints,
+    so it is not a backup. Progress goes to standard error.
     """
     from mlxchat.report.moves import copy_run
 
@@ -173,10 +175,10 @@ def runs_copy_command(name: RunName, new: NewRunName, json: Json = False) -> Non
 def runs_remove_command(
     names: RunNames, yes: Annotated[bool, Yes] = False, json: Json = False
 ) -> None:
-    """Remove runs: their saved steps, logs and evaluations. Says how large they are, and asks.
+    """Remove runs: their checkpoints, logs and evaluations. Shows their sizes, and asks first.
 
-    A run that is being trained stays, and so does one that an adapter needs, unless
-    the adapter is removed as well.
+    Runs that are being trained are refused, and so are those that an adapter needs, unless the
+    adapter is removed as well.
     """
     from mlxchat.report.moves import planned_removals, remove_run
     from mlxchat.report.places import disk_use

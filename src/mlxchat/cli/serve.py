@@ -192,7 +192,8 @@ def _announce(
     server: "Server", models: "Sequence[ServedModel]", described: str, config: ServeConfig
 ) -> None:
     first, *others = models
-    say(f"Serving {described}, called {first.name}. For OpenAI's clients: base_url {server.url}")
+    say(f"Serving {described}, called {first.name}.")
+    say(f"The base_url for OpenAI's clients: {server.url}")
     say(f"A page to talk to it: {server.page_url}")
     if not first.conversational:
         say("It is a base model: it continues text (/v1/completions) and does not answer.")

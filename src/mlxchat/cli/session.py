@@ -107,7 +107,7 @@ def exit_promptly() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) > 1:
-            _exit_now(number)
+            exit_now(128 + number)
         end_later(number)
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
@@ -121,7 +121,7 @@ def exit_promptly() -> Iterator[None]:
 
 def end_later(number: int) -> None:
     """End the process as by a signal of that number in `GRACE` seconds, if it still runs."""
-    timer = threading.Timer(GRACE, _exit_now, [number])
+    timer = threading.Timer(GRACE, exit_now, [128 + number])
     timer.daemon = True
     timer.start()
 
@@ -178,15 +178,16 @@ class Interrupts:
                     self._number = number
                     self._notify()
                 elif number == signal.SIGINT:
-                    _exit_now(number)
+                    exit_now(128 + number)
 
 
-def _exit_now(number: int) -> None:
+def exit_now(code: int) -> None:
+    """End the process at once with an exit code, without clean-up; the terminal is as before."""
     note_interruption()
     show_control_keys()
     if sys.stdout.isatty():
         os.write(sys.stdout.fileno(), SHOW_CURSOR)
-    os._exit(128 + number)
+    os._exit(code)
 
 
 def _leave_to_thread(number: int, frame: object) -> None:

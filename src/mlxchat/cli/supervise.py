@@ -133,7 +133,7 @@ def _identity(run: Path) -> int | None:
 
 
 def _newest(run: Path) -> tuple[int | None, int] | None:
-    """Return the newest saved step, with the identity of its folder."""
+    """Return the newest checkpoint, with the identity of its folder."""
     saved = store.steps(run) if run.exists() else []
     return (_identity(run), saved[-1]) if saved else None
 

@@ -10,7 +10,7 @@ LEAST_PER_TASK = 11  # ten of them are solved examples before the one that count
 
 
 class CoreConfig(BaseModel):
-    """Whether and how a run measures CORE."""
+    """The settings by which a run measures CORE."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="CORE")
 

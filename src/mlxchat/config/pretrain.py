@@ -226,6 +226,12 @@ class PretrainConfig(AdapterRun, RunConfig, CoreConfig, DataConfig):
         description="Tokens per optimizer step, summed over accumulated micro-batches. "
         "Default: 524,288; modern: derived from the data ratio; smaller with `budget`.",
     )
+    eval_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Validation tokens per evaluation. Default: 20 times the total batch size "
+        "(5 times with `budget`), or all of them if there are fewer.",
+    )
     embedding_lr: float | None = Field(
         None, gt=0, description="AdamW learning rate of the embedding. Default: 0.2; modern 0.3."
     )
@@ -363,6 +369,11 @@ class PretrainConfig(AdapterRun, RunConfig, CoreConfig, DataConfig):
         if self.depth is None and self.budget:
             return self.model_tag or f"auto-{self.budget}"
         return self.model_tag or f"d{self.depth or DEFAULT_DEPTH}"
+
+    @property
+    def data_name(self) -> str | None:
+        """The dataset, given or not."""
+        return self.dataset
 
     @property
     def recipe_name(self) -> RecipeName:

@@ -9,13 +9,13 @@ from mlxchat.config.inference import Sampling
 from mlxchat.config.lora import AdapterRun
 from mlxchat.config.pretrain import LARGEST_CONTEXT
 from mlxchat.config.run import LARGEST_COUNT, RunConfig, name_after
-from mlxchat.data.questions.choice import GENERATED, GSM8K
+from mlxchat.data.questions.choice import NAMED_TASKS
 from mlxchat.errors import ConfigError
 from mlxchat.home import expanded, from_anywhere
 
-BUILT_IN_REWARDS = ("answer", "form")
 INDEPENDENT_HERE = frozenset({"eval_questions", "eval_samples", "task_data"})
 PASS_SIZE = 8  # nanochat's device batch
+BUILT_IN_REWARDS = ("answer", "form")  # others are functions of files
 
 
 class RlConfig(AdapterRun, RunConfig):
@@ -51,7 +51,7 @@ class RlConfig(AdapterRun, RunConfig):
         "currently answers 20 to 60% correctly.",
     )
     calculator: bool = Field(
-        False, description="Word arithmetic questions so that the model uses its calculator."
+        False, description="Phrase arithmetic questions so that the model uses its calculator."
     )
     task_data: Path | None = Field(
         None,
@@ -148,7 +148,7 @@ class RlConfig(AdapterRun, RunConfig):
     @field_validator("task")
     @classmethod
     def _absolute_task(cls, task: str) -> str:
-        return from_anywhere(task, lambda name: name in (*GENERATED, GSM8K))
+        return from_anywhere(task, NAMED_TASKS.__contains__)
 
     @field_validator("reward")
     @classmethod

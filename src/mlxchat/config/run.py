@@ -27,7 +27,7 @@ class MemoryConfig(BaseModel):
         json_schema_extra={"metavar": "SIZE"},
         description="Memory that training may use, such as 12GB, 800MB or 7.5GiB. mlxchat "
         "picks the fastest combination of micro-batch size, gradient checkpointing and loss "
-        "chunks that fits. least: the minimum for this model, but not below 512 MiB. Default: 90% "
+        "chunks that fits. least: the minimum for this model, but not below 512 MB. Default: 90% "
         "of free memory; on a Mac, at most the system's recommendation for the GPU, which is two "
         "thirds of memory or more.",
     )
@@ -147,8 +147,8 @@ class RunConfig(MemoryConfig):
     eval_tokens: int | None = Field(
         None,
         ge=1,
-        description="Validation tokens per evaluation. Default: 20 times the total batch size "
-        "(5 times with `budget`), or all of them if there are fewer.",
+        description="Validation tokens per evaluation. Default: 20 times the total batch "
+        "size, or all of them if there are fewer.",
     )
     sample_every: int | None = Field(
         None,
@@ -202,6 +202,11 @@ class RunConfig(MemoryConfig):
         This is classic nanochat's; the modern one evaluates 80 steps of 2^19 tokens.
         """
         return 20
+
+    @property
+    def data_name(self) -> str | None:
+        """A short name of what the run learns from; None if it has none."""
+        return None
 
     def for_trackers(self) -> dict[str, Any]:
         """Return the settings that say nothing of their user and the machine: no paths, no texts.

@@ -1,5 +1,6 @@
 """Settings of supervised fine-tuning, most of them mid-training's too. Pure: quick to import."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -133,6 +134,11 @@ class ConversationConfig(AdapterRun, RunConfig):
         if self.model_tag or self.source is None:
             return self.model_tag or self.suffix
         return name_after(self.source, f"-{self.suffix}{'-lora' if self.lora else ''}")
+
+    @property
+    def data_name(self) -> str | None:
+        """The name of the first file of conversations, without its endings; None without one."""
+        return Path(self.data[0]).name.split(".")[0] if self.data else None
 
 
 class SftConfig(ConversationConfig):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import IN_WORDS
 from mlxchat.config.run import NAME_IN_WORDS
 from mlxchat.errors import ConfigError, command
@@ -42,10 +43,27 @@ def validated(kind: type[Validated], given: Mapping[str, Any]) -> Validated:
         if not fault["loc"]:
             raise ConfigError(f"{fault['msg']}.") from error
         name = str(fault["loc"][0])
+        if isinstance(given.get(name), Mapping) and len(fault["loc"]) > 1:
+            raise _refused_within(name, fault) from error
         raise ConfigError(
             f"`{name}={given.get(name)}`: {spell_fault(fault)}.",
             f"`{name}`: {kind.model_fields[name].description}",
         ) from error
+
+
+def _refused_within(name: str, fault: ErrorDetails) -> ConfigError:
+    """Return the error for a key or a value within a setting that is a group of others."""
+    known, key = LoraTraining.model_fields, str(fault["loc"][1])
+    if key not in known:
+        nearest = get_close_matches(key, known, 1)
+        return ConfigError(
+            f"`{name}` has no setting {key!a:.99}.",
+            f"Did you mean {nearest[0]}?" if nearest else f"It has: {', '.join(known)}.",
+        )
+    return ConfigError(
+        f"`{name}`: {key} = {fault['input']!r:.99}: {spell_fault(fault)}.",
+        f"{key}: {known[key].description}",
+    )
 
 
 def _as_text(kind: type[BaseModel], name: str, value: object) -> object:

@@ -181,7 +181,7 @@ def _is_complete(path: Path, report: Report, clock: TimeOfDay) -> bool:
     if not path.exists():
         return False
     if fault := shard_fault(path):
-        report(Noted(clock(), f"{path} {fault}. It is downloaded again."))
+        report(Noted(clock(), f"{path} {fault}. It will be downloaded again."))
         return False
     return True
 

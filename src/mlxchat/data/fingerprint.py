@@ -76,7 +76,7 @@ def replaced(path: Path) -> MlxchatError:
     """Return the error for a file that is not the one the run started with."""
     return DataError(
         f"{path} has changed since the run started.",
-        "Restore that file (if it was streamed, delete it, and it is downloaded again), use "
+        "Restore that file (if it was streamed, delete it to download it again), use "
         "another name with `model_tag`, or start from scratch with `fresh`.",
     )
 

@@ -117,10 +117,11 @@ for example. Text of your own gets that name by: mlxchat data fetch --from PATH 
             f"Use your own text: {command('data fetch', from_='PATH')}. Or train with `streaming`."
         )
     near = get_close_matches(dataset, (*others, *DATASETS), 1)
-    meant = f"Did you mean `dataset={near[0]}`? " if near else ""
     on_disk = f"On disk: {', '.join(others)}. " if others else ""
+    if near:
+        return f"Did you mean `dataset={near[0]}`? {on_disk}".rstrip()
     return (
-        f"{meant}{on_disk}The hub has {' and '.join(DATASETS)}: "
+        f"{on_disk}The hub has {' and '.join(DATASETS)}: "
         f"{command('data fetch', dataset=DEFAULT_DATASET, num_shards=ENOUGH_SHARDS)}, for "
         "example. Text of your own gets "
         f"that name by: {command('data fetch', from_='PATH', dataset=dataset)}"

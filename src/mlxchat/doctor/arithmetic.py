@@ -1,5 +1,6 @@
 """Checks of what MLX computes: products, rotation, attention, decoding."""
 
+from mlxchat.counts import round_size
 from mlxchat.doctor.check import (
     COMPUTING,
     DECODING,
@@ -84,7 +85,7 @@ def _rotation(host: Host) -> Verdict:
 def _attention(host: Host) -> Verdict:
     fused = host.measure(BACKWARD)
     largest = LARGEST_ATTENTION[fused.dtype]
-    value = f"{1000 * fused.seconds:,.1f} ms, {fused.peak / 2**20:,.0f} MiB"
+    value = f"{1000 * fused.seconds:,.1f} ms, {round_size(fused.peak)}"
     if not fused.difference <= largest:
         return wrong(value, f"Its relative error is {fused.difference:.1e}.")
     off = f"Its relative error is {fused.difference:.1e}."
@@ -93,7 +94,7 @@ def _attention(host: Host) -> Verdict:
         return good(value, f"{off} There is no fused kernel on CPUs.")
     unfused = host.measure(BACKWARD, UNFUSED)
     ratio = fused.seconds / unfused.seconds
-    value = f"{value} fused; {1000 * unfused.seconds:,.1f} ms, {unfused.peak / 2**20:,.0f} MiB not"
+    value = f"{value} fused; {1000 * unfused.seconds:,.1f} ms, {round_size(unfused.peak)} not"
     if not unfused.difference <= largest:
         off += f" Unfused, its relative error is {unfused.difference:.1e}."
     if ratio > SLOWER:

@@ -1,5 +1,6 @@
 """Checks of the GPU: what MLX sees of it, and whether it may work without a pause."""
 
+from mlxchat.counts import round_size
 from mlxchat.doctor.check import (
     COMPUTING,
     TRAINING,
@@ -15,8 +16,7 @@ from mlxchat.doctor.check import (
 from mlxchat.doctor.host import Host
 from mlxchat.doctor.probes import LOAD
 
-_GIB = 2**30
-LEAST_GPU_MEMORY = 4 * _GIB
+LEAST_GPU_MEMORY = 4 * 10**9
 LONGEST_WORK = 2.0  # seconds; the system ends what holds its GPU for five
 
 
@@ -30,8 +30,8 @@ def _gpu(host: Host) -> Verdict:
         return wrong(value, "This Mac's GPU cannot be used: Metal does not respond.")
     if device.backend == "cpu":
         return good(value, "MLX finds no GPU that it supports.")
-    value += f", {device.memory / _GIB:,.1f} GiB"
-    largest = f"{device.largest_buffer / _GIB:,.1f} GiB"
+    value += f", {round_size(device.memory)}"
+    largest = round_size(device.largest_buffer)
     bounds = (
         f"A single array may have up to {largest}, and {device.buffers:,} arrays may "
         "exist at a time."
@@ -76,7 +76,7 @@ DEVICE_CHECKS = (
     Check(
         name="GPU",
         measures="The device that MLX computes on, and its memory.",
-        limit=f"the GPU, if there is one, with at least {LEAST_GPU_MEMORY // _GIB} GiB",
+        limit=f"the GPU, if there is one, with at least {LEAST_GPU_MEMORY // 10**9} GB",
         remedy=(
             'With an NVIDIA GPU, install its backend: pip install "mlxchat[cuda]". On a Mac, log '
             "in on its screen or over SSH: programs outside a login session may see no GPU."

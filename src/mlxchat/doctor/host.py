@@ -69,7 +69,7 @@ class Power(NamedTuple):
 
 
 class Host:
-    """This machine.
+    """The machine that is examined.
 
     Args:
         home: where mlxchat keeps its files.

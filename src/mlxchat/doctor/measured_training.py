@@ -7,8 +7,8 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.doctor.probes import Pace, Steps
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import hold_memory, machine, mx
-from mlxchat.train.loop import compile_step
 from mlxchat.train.measure import resources, synthetic_step
+from mlxchat.train.step import compile_step
 
 COUNT = 20  # steps of each kind
 AT_A_TIME = 4  # steps of a kind before those of the next, so that other programs slow all kinds

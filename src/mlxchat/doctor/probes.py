@@ -169,20 +169,3 @@ GRADIENTS = Probe("measured_arithmetic", "compare_gradients", Difference, 90)
 BACKWARD = Probe("measured_arithmetic", "time_attention", Backward, 60)
 DECODED = Probe("measured_arithmetic", "compare_decoding", Difference, 60)
 STEPS = Probe("measured_training", "take_steps", Steps, 90)
-PROBES = (
-    WRITING,
-    SYNCING,
-    LOCKING,
-    RENAMING,
-    LINKING,
-    DEVICE,
-    KERNEL,
-    LOAD,
-    PRODUCTS,
-    ROUNDINGS,
-    ROTATION,
-    GRADIENTS,
-    BACKWARD,
-    DECODED,
-    STEPS,
-)

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
+from mlxchat.counts import round_size
 from mlxchat.disk import RESERVE
 from mlxchat.doctor.check import STORING, Check, Verdict, doubtful, good, wrong
 from mlxchat.doctor.host import Host
 from mlxchat.doctor.probes import LINKING, LOCKING, RENAMING, SYNCING, WRITING
 from mlxchat.errors import command
 
-_GIB = 2**30
-ENOUGH_DISK = 5 * _GIB  # eight shards, a tokenizer and two steps of depth 12 with their optimizer
+ENOUGH_DISK = 5 * 10**9  # eight shards, a tokenizer and two steps of depth 12 with their optimizer
 SLOW_SYNC = 1.0  # seconds for a megabyte
 
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "9p", "fuse.sshfs"}
@@ -82,9 +82,9 @@ def _home(host: Host) -> Verdict:
 
 def _space(host: Host) -> Verdict:
     free = host.free_disk()
-    value = f"{free / _GIB:,.1f} GiB free"
+    value = f"{round_size(free)} free"
     if free < RESERVE:
-        return wrong(value, "Downloads must leave 1 GiB free, so nothing can be downloaded.")
+        return wrong(value, "Downloads must leave 1 GB free, so nothing can be downloaded.")
     if free < ENOUGH_DISK:
         return doubtful(value, "A few shards and checkpoints of a large model would fill this.")
     return good(value)
@@ -151,7 +151,7 @@ STORAGE_CHECKS = (
     Check(
         name="space",
         measures="Free space on the disk of that folder.",
-        limit=f"at least {ENOUGH_DISK // _GIB} GiB",
+        limit=f"at least {ENOUGH_DISK // 10**9} GB",
         remedy=(
             f"Free some space: {command('checkpoints prune')} removes old checkpoints. Or choose "
             "another disk with MLXCHAT_HOME."

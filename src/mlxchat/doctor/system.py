@@ -1,5 +1,6 @@
 """Checks of the system: Python, macOS, MLX's wheel, memory, power, a compiler and a BLAS."""
 
+from mlxchat.counts import part_of_size
 from mlxchat.doctor.check import (
     COMPUTING,
     EVERYTHING,
@@ -16,13 +17,12 @@ from mlxchat.doctor.check import (
 from mlxchat.doctor.host import Host
 from mlxchat.doctor.probes import DEVICE, KERNEL
 
-_GIB = 2**30
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)  # those that all packages have wheels for
 OLDEST_MLX = (0, 32, 4)
 OLDEST_MACOS = 14
 NEURAL_MACOS = 26  # whose wheel uses the neural accelerators of M5
 BACKENDS = ("mlx-metal", "mlx-cuda-13", "mlx-cuda-12", "mlx-cpu")
-ENOUGH_MEMORY, LEAST_MEMORY = 2 * _GIB, _GIB // 2
+ENOUGH_MEMORY, LEAST_MEMORY = 2 * 10**9, 500 * 10**6
 SLOW_COMPILING = 10.0  # seconds for a small kernel
 SAME_RESULT = 1e-5  # relative difference of float32 results
 
@@ -102,7 +102,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _memory(host: Host) -> Verdict:
     memory = host.memory()
-    value = f"{memory.free / _GIB:,.1f} of {memory.total / _GIB:,.1f} GiB free"
+    value = f"{part_of_size(memory.free, memory.total)} free"
     if memory.pressure not in (None, "normal"):
         return doubtful(
             f"{value}, pressure {memory.pressure}",
@@ -210,7 +210,7 @@ SYSTEM_CHECKS = (
     Check(
         name="memory",
         measures="The machine's free memory, and whether the system reports that memory is short.",
-        limit=f"at least {ENOUGH_MEMORY // _GIB} GiB",
+        limit=f"at least {ENOUGH_MEMORY // 10**9} GB",
         remedy=(
             "Close other programs, or train a smaller model. `memory_limit` limits a run's memory."
         ),

@@ -3,7 +3,7 @@
 The gradients come last: with CUDA their kernels take a minute or two to compile the first time.
 """
 
-from mlxchat.counts import counted
+from mlxchat.counts import counted, round_size
 from mlxchat.doctor.arithmetic import DO_NOT_TRUST
 from mlxchat.doctor.check import (
     TRAINING,
@@ -59,8 +59,8 @@ def _compared(tokens: int, pace: Pace, other: Pace, how: str) -> Verdict:
     ratio = pace.seconds / other.seconds
     value = f"{tokens / pace.seconds:,.0f} tokens/s {how}, {tokens / other.seconds:,.0f} not"
     detail = (
-        f"A step takes {ratio:.2f} times as long {how}; the peaks are {pace.peak / 2**20:,.0f} and "
-        f"{other.peak / 2**20:,.0f} MiB."
+        f"A step takes {ratio:.2f} times as long {how}; the peaks are {round_size(pace.peak)} and "
+        f"{round_size(other.peak)}."
     )
     return doubtful(value, detail) if ratio > SLOWER_HELD else good(value, detail)
 

@@ -16,7 +16,7 @@ import numpy as np
 from mlxchat.model.attention import UNSEEN, Span
 from mlxchat.model.block import causal_attention
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.decoding import DecodeStep, Held, Place
+from mlxchat.model.decoding import DecodeState, DecodeStep, Place
 from mlxchat.model.size import cache_capacity
 from mlxchat.runtime import mx
 
@@ -207,8 +207,8 @@ class KVLayer:
         return mx.where(hidden, mx.array(UNSEEN, dtype), mx.array(0, dtype))
 
     @property
-    def likeness(self) -> tuple[int, int, int]:
-        """The window, the end and the capacity: layers that agree in them have the same `span`."""
+    def span_key(self) -> tuple[int, int, int]:
+        """The window, the end and the capacity: layers that agree in them share a `span`."""
         return self._window, self._end, self.capacity
 
     def span(self) -> Span:
@@ -333,17 +333,17 @@ def read_with(step: DecodeStep, ids: mx.array, cache: KVCache | BatchCache) -> m
         The logits of the next token, (B, V).
     """
     assert cache.latest is not None
-    alike: dict[tuple[int, int, int], list[KVLayer]] = {}
+    by_span: dict[tuple[int, int, int], list[KVLayer]] = {}
     for layer in cache.layers:
         layer.make_room(1)
-        alike.setdefault(layer.likeness, []).append(layer)
-    groups = list(alike.values())
+        by_span.setdefault(layer.span_key, []).append(layer)
+    groups = list(by_span.values())
     place = {layer: Place(n, i) for n, group in enumerate(groups) for i, layer in enumerate(group)}
     places = [place[layer] for layer in cache.layers]
     stacks, spans = [Stack.of(group) for group in groups], [group[0].span() for group in groups]
     latest = cache.latest.astype(ids.dtype)  # a prompt's may differ, and would be traced apart
     buffers = [stack.array for stack in stacks]
-    logits, buffers = step(ids, Held(mx.array(cache.offset), latest, buffers, spans, places))
+    logits, buffers = step(ids, DecodeState(mx.array(cache.offset), latest, buffers, spans, places))
     cache.record(ids)
     for stack, written in zip(stacks, buffers, strict=True):
         stack.array = written

@@ -1,6 +1,7 @@
 """Generates tokens one after another, computing the next while the caller uses the latest."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -116,6 +117,52 @@ def generate_batch(
     """
     if not prompts or not all(prompts):
         raise ValueError("there is no token to continue")
+    batch, logits = _prefill_batch(model, prompts)
+    choose = _Choice(model, sample, key, repetition_penalty, [set(ids) - stop for ids in prompts])
+    tokens = choose(logits)  # (B,)
+    del logits
+    rows = [_Row(prompt, tools() if tools else None) for prompt in range(len(prompts))]
+    ahead = launches_ahead()
+    mx.async_eval(tokens)
+    for _ in range(max_tokens):
+        following = choose(next_logits(model, tokens, batch), tokens)
+        if ahead:
+            mx.async_eval(following)
+        values: list[int] = np.array(tokens).tolist()
+        for row, token in zip(rows, values, strict=True):
+            row.ended |= token in stop
+        if all(row.ended for row in rows):
+            return
+        mx.async_eval(following)  # does nothing if it is under way
+        yielded: list[int | None] = [None] * len(prompts)
+        for row, token in zip(rows, values, strict=True):
+            if not row.ended:
+                yielded[row.prompt] = token
+        yield yielded
+        forced = [
+            row.tool(token) if row.tool and not row.ended else None
+            for row, token in zip(rows, values, strict=True)
+        ]
+        tokens = _forced(following, forced)
+        left = [number for number, row in enumerate(rows) if not row.ended]
+        if 2 * len(left) <= len(rows):
+            kept = mx.array(left)
+            tokens, rows = tokens[kept], [rows[number] for number in left]
+            batch.keep(kept)
+            choose.keep(kept)
+
+
+@dataclass
+class _Row:
+    """A row of a batch: the number of its prompt, its tool, and whether it has ended."""
+
+    prompt: int
+    tool: Tool | None
+    ended: bool = False
+
+
+def _prefill_batch(model: GPT, prompts: Sequence[Sequence[int]]) -> tuple[BatchCache, mx.array]:
+    """Read each prompt once; returns the cache of them all, and the logits after each, (B, V)."""
     prefilled: dict[tuple[int, ...], tuple[KVCache, mx.array]] = {}
     for ids in map(tuple, prompts):
         if ids not in prefilled:
@@ -123,41 +170,8 @@ def generate_batch(
             prefilled[ids] = alone, prefill(model, ids, alone)
             mx.async_eval(prefilled[ids][1])
     rows = [prefilled[tuple(ids)] for ids in prompts]
-    batch = BatchCache([alone for alone, _ in rows])
-    choose = _Choice(model, sample, key, repetition_penalty, [set(ids) - stop for ids in prompts])
-    tokens = choose(mx.concatenate([logits for _, logits in rows]))  # (B,)
-    rows_of, ahead = list(range(len(prompts))), launches_ahead()  # the prompt of each row
-    running = [True] * len(prompts)  # by row
-    tool_of_row = [tools() for _ in prompts] if tools else []
-    del prefilled, rows, alone  # the batch has copies of what they hold
-    mx.async_eval(tokens)
-    for _ in range(max_tokens):
-        following = choose(next_logits(model, tokens, batch), tokens)
-        if ahead:
-            mx.async_eval(following)
-        values: list[int] = np.array(tokens).tolist()
-        running = [on and token not in stop for on, token in zip(running, values, strict=True)]
-        if not any(running):
-            return
-        mx.async_eval(following)  # does nothing if it is under way
-        yielded = [token if on else None for on, token in zip(running, values, strict=True)]
-        of_prompts: list[int | None] = [None] * len(prompts)
-        for prompt, token in zip(rows_of, yielded, strict=True):
-            of_prompts[prompt] = token
-        yield of_prompts
-        tokens = following
-        if tools:
-            calls = zip(tool_of_row, yielded, strict=True)
-            forced = [None if token is None else tool(token) for tool, token in calls]
-            tokens = _forced(following, forced)
-        if 2 * sum(running) <= len(running):
-            left = [row for row, on in enumerate(running) if on]
-            kept = mx.array(left)
-            tokens = tokens[kept]
-            batch.keep(kept)
-            choose.keep(kept)
-            rows_of, running = [rows_of[row] for row in left], [True] * len(left)
-            tool_of_row = [tool_of_row[row] for row in left] if tools else []
+    batch = BatchCache([alone for alone, _ in rows])  # has copies of what they hold
+    return batch, mx.concatenate([logits for _, logits in rows])
 
 
 def continue_greedily(

@@ -12,7 +12,7 @@ import numpy as np
 from mlxchat.engine.cache import KVCache, slots
 from mlxchat.model.attention import Span
 from mlxchat.model.config import GPTConfig
-from mlxchat.model.decoding import FixedCache, Held, Place, put
+from mlxchat.model.decoding import DecodeState, FixedCache, Place, put
 from mlxchat.model.gpt import GPT
 from mlxchat.model.size import cache_capacity
 from mlxchat.runtime import mx
@@ -166,8 +166,8 @@ def _read_compiled(
     assert model.decode_step is not None
     numbers, taken = slots(buffers[0].shape[4]), mx.array(lengths[:, None, None, None])
     spans = [Span(numbers, _first(lengths, window), taken) for window in layout.windows]
-    held = Held(mx.array(lengths), latest, buffers, spans, layout.places)
-    return model.decode_step(ids, held)
+    state = DecodeState(mx.array(lengths), latest, buffers, spans, layout.places)
+    return model.decode_step(ids, state)
 
 
 def _read_seen(
@@ -185,7 +185,7 @@ def _read_seen(
         begin, end = max(0, int(lengths.min()) - window), int(lengths.max())
         views.append(array[:, :, :B, :, begin:end])
         spans.append(Span(mx.arange(begin, end), _first(lengths, window), taken))
-    cache = FixedCache(Held(mx.array(lengths), latest, views, spans, layout.places))
+    cache = FixedCache(DecodeState(mx.array(lengths), latest, views, spans, layout.places))
     logits = model(ids, cache)[:, -1]  # (B, V)
     unused = buffers[0].shape[2] - B
     taken = mx.pad(taken, [(0, unused), (0, 0), (0, 0), (0, 0)])

@@ -49,9 +49,9 @@ class CoreTask:
             several contexts, one of which fits the continuation; for a completion, the model must
             predict every token.
         shots: the number of solved examples before the one that is scored.
-        baseline: the percentage of right answers from guessing. gpt2: GPT-2's fractions of right
-        answers, by size as in `GPT2_SIZES`. delimiter: the text between a question or context and
-        what follows it.
+        baseline: the percentage of right answers from guessing.
+        gpt2: GPT-2's fractions of right answers, by size as in `GPT2_SIZES`.
+        delimiter: the text between a question or context and what follows it.
     """
 
     file: str

@@ -189,7 +189,7 @@ def require_same_effect(
         added = lora.scale * np.array(mx.array(x) @ a @ b)
         if not np.allclose(added, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()):
             raise CheckpointError(
-                f"The adapter of {layer} gives other results than PEFT's.",
+                f"The adapter of {layer} gives results that differ from PEFT's.",
                 "This is a bug in mlxchat: please report it.",
             )
 

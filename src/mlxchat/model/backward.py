@@ -15,7 +15,7 @@ from mlxchat.model.loss import CHUNK_ROWS
 from mlxchat.model.rope import Rope
 from mlxchat.runtime import mx
 
-OF_HEAD = "lm_head."  # begins the names of the head's parameters
+HEAD_PREFIX = "lm_head."  # of the names of the head's parameters
 
 
 def ordered_loss(
@@ -52,10 +52,10 @@ def ordered_loss(
         first, *rest = dropout.split(1 + model.config.n_layer)
         x = x0 = middle = model.embed(ids, dropout=first)  # (B, T, C)
         stages = zip(model.lambdas(), layers, rest, strict=True)
-        for i, (lambdas, parameters, own) in enumerate(stages):
+        for i, (lambdas, parameters, layer_dropout) in enumerate(stages):
             streams = [x, x0, *lambdas.values()] if lambdas else [x]
             streams, parameters = _gate(streams, parameters, summed)
-            stage = partial(_layer, model, i, ids, rope, own)
+            stage = partial(_layer, model, i, ids, rope, layer_dropout)
             x, *mixed = run(stage, streams, parameters)  # (B, T, C)
             if mixed:
                 [x0] = mixed  # so that its gradient from the layers above passes this gate too
@@ -70,11 +70,11 @@ def ordered_loss(
 def _stages(model: GPT) -> tuple[Arrays, list[Arrays], Arrays]:
     """Split what is trained: embedding and scalars, the layers one by one, and the head."""
     rest = model.named_trainable()
-    head = {name: rest.pop(name) for name in list(rest) if name.startswith(OF_HEAD)}
+    head = {name: rest.pop(name) for name in list(rest) if name.startswith(HEAD_PREFIX)}
     layers = []
     for i in range(model.config.n_layer):
-        own = f"transformer.h.{i}.", f"value_embeds.{i}."
-        layers.append({name: rest.pop(name) for name in list(rest) if name.startswith(own)})
+        prefixes = f"transformer.h.{i}.", f"value_embeds.{i}."
+        layers.append({name: rest.pop(name) for name in list(rest) if name.startswith(prefixes)})
     return rest, layers, head
 
 

@@ -254,6 +254,6 @@ class Block(nn.Module):
         """Map the residual stream with its norm, (B, T, C), to the stream after this block."""
         # x = x + attn(norm(x)); x = x + mlp(norm(x)). The kernel of each last matrix product does
         # the addition too.
-        of_attention, of_mlp = dropout.split(2)
-        stream = self.attn(x, rope, value_embedding, cache, of_attention)
-        return self.mlp(norm_and_stream(stream), of_mlp)
+        drop_attention, drop_mlp = dropout.split(2)
+        stream = self.attn(x, rope, value_embedding, cache, drop_attention)  # (B, T, C)
+        return self.mlp(norm_and_stream(stream), drop_mlp)

@@ -24,7 +24,7 @@ class Place(NamedTuple):
     layer: int
 
 
-class Held(NamedTuple):
+class DecodeState(NamedTuple):
     """The arrays that a step gets of the positions before it.
 
     Attributes:
@@ -42,7 +42,7 @@ class Held(NamedTuple):
     places: Sequence[Place]
 
 
-DecodeStep = Callable[[mx.array, Held], tuple[mx.array, list[mx.array]]]
+DecodeStep = Callable[[mx.array, DecodeState], tuple[mx.array, list[mx.array]]]
 """Reads the ids of one position, (B, 1).
 
 Returns the logits of the next token, (B, V), and the buffers with the new keys and values in them.
@@ -51,36 +51,38 @@ such as a step that is still under way.
 """
 
 
-class _Cached(Protocol):
+class _CachedModel(Protocol):
     def __call__(self, ids: mx.array, cache: "FixedCache") -> mx.array: ...
 
 
-def read_position(model: _Cached, ids: mx.array, held: Held) -> tuple[mx.array, list[mx.array]]:
+def read_position(
+    model: _CachedModel, ids: mx.array, state: DecodeState
+) -> tuple[mx.array, list[mx.array]]:
     """Read one position with a model; with the first argument bound, this is a `DecodeStep`."""
-    cache = FixedCache(held)
+    cache = FixedCache(state)
     logits = model(ids, cache)[:, -1]  # (B, V)
     return logits, cache.written()
 
 
 class FixedCache:
-    """A `mlxchat.model.gpt.Cache` for one position, of nothing but the arrays in ``held``."""
+    """A `mlxchat.model.gpt.Cache` for one position, of nothing but the arrays in ``state``."""
 
-    def __init__(self, held: Held) -> None:
-        self.offset = held.offset
-        self._held = held
-        self.layers = [FixedLayer(held, place) for place in held.places]
+    def __init__(self, state: DecodeState) -> None:
+        self.offset = state.offset
+        self._state = state
+        self.layers = [FixedLayer(state, place) for place in state.places]
 
     def record(self, ids: mx.array) -> mx.array:
         """Return the ids before ``ids``, (B, 1)."""
-        return self._held.latest
+        return self._state.latest
 
     def latest(self) -> list[mx.array]:
         """Return the keys and values that the position added to each array of buffers.
 
         They are (layers, 2, B, n_kv_head, 1, D) each.
         """
-        new: list[list[mx.array]] = [[] for _ in self._held.buffers]
-        for place, layer in zip(self._held.places, self.layers, strict=True):
+        new: list[list[mx.array]] = [[] for _ in self._state.buffers]
+        for place, layer in zip(self._state.places, self.layers, strict=True):
             new[place.array] += layer.new
         return [stack_small(parts).reshape(-1, 2, *parts[0].shape) for parts in new]
 
@@ -89,7 +91,7 @@ class FixedCache:
         return [
             put(buffers, span.taken, latest)
             for buffers, span, latest in zip(
-                self._held.buffers, self._held.spans, self.latest(), strict=True
+                self._state.buffers, self._state.spans, self.latest(), strict=True
             )
         ]
 
@@ -113,9 +115,9 @@ class FixedLayer:
         new: the key and the value of the position that was read, (B, n_kv_head, 1, D) each.
     """
 
-    def __init__(self, held: Held, place: Place) -> None:
+    def __init__(self, state: DecodeState, place: Place) -> None:
         self.new: tuple[mx.array, ...] = ()
-        self._buffers, self._span = held.buffers[place.array], held.spans[place.array]
+        self._buffers, self._span = state.buffers[place.array], state.spans[place.array]
         self._layer = place.layer
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:

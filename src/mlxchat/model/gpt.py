@@ -145,8 +145,8 @@ class GPT(nn.Module):
         first, *rest = dropout.split(1 + self.config.n_layer)
         x = x0 = middle = self.embed(ids, previous, first)  # (B, T, C)
         layers = zip(self.lambdas(), caches, rest, strict=True)
-        for i, (lambdas, layer_cache, own) in enumerate(layers):
-            x, x0 = self.layer(i, x, x0, lambdas, ids, rope, layer_cache, own)  # (B, T, C)
+        for i, (lambdas, layer_cache, drop) in enumerate(layers):
+            x, x0 = self.layer(i, x, x0, lambdas, ids, rope, layer_cache, drop)  # (B, T, C)
             if i == self.config.backout_layer:
                 middle = x
         return self.final_norm(x, middle)  # (B, T, C)
@@ -161,7 +161,7 @@ class GPT(nn.Module):
             previous: (B, 1) ids that came just before them; None at the start.
             dropout: of the embeddings, in training.
         """
-        x = self._token_embedding(ids, self._of_streams(dropout))  # (B, T, C)
+        x = self._token_embedding(ids, self._network_dropout(dropout))  # (B, T, C)
         if not self.config.traits.smear_and_backout:
             return x
         # Smear: add to each embedding a gated share of the one before it.
@@ -201,7 +201,7 @@ class GPT(nn.Module):
             cache: the layer's keys and values of earlier positions.
             dropout: of the value embedding and of what the layer adds to ``x``, in training.
         """
-        of_embedding, of_block = self._of_streams(dropout).split(2)
+        drop_embedding, drop_block = self._network_dropout(dropout).split(2)
         if lambdas:
             a, b = lambdas["resid_lambdas"], lambdas["x0_lambdas"]
             normed, x0 = mix_and_norm(x, x0, a, b)
@@ -209,14 +209,13 @@ class GPT(nn.Module):
             normed = norm_and_stream(x)
         value_embedding = None
         if self.config.has_value_embedding(i):
-            value_embedding = of_embedding(
-                self._rows(self.value_embeds[i], ids)
-            )  # (B, T, n_kv_head * D)
+            rows = self._rows(self.value_embeds[i], ids)  # (B, T, n_kv_head * D)
+            value_embedding = drop_embedding(rows)
             if "v0_lambdas" in lambdas:
                 value_embedding = (lambdas["v0_lambdas"] * value_embedding).astype(self.dtype)
         block: Block = self.transformer["h"][i]
         if self.adapter is None:
-            return block(normed, rope, value_embedding, cache, of_block), x0
+            return block(normed, rope, value_embedding, cache, drop_block), x0
         with dropping(block, dropout):
             return block(normed, rope, value_embedding, cache), x0
 
@@ -235,7 +234,7 @@ class GPT(nn.Module):
         logits = self.lm_head(x)[..., : self.config.vocab_size]  # the rows beyond are padding
         return soft_cap(logits, self.config.softcap)
 
-    def _of_streams(self, dropout: Dropout) -> Dropout:
+    def _network_dropout(self, dropout: Dropout) -> Dropout:
         """Return the dropout of the network itself: none with an adapter, which has its own."""
         return dropout if self.adapter is None else NO_DROPOUT
 

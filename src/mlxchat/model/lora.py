@@ -1,4 +1,4 @@
-"""The adapter of a whole model: put on, read back, taken off, or made part of the weights.
+"""The adapter of a whole model: put on, read back, or made part of the weights.
 
 An adapter's arrays have the names of mlx-lm: ``transformer.h.0.attn.c_q.lora_a``. They alone are
 trained; the model's own weights are frozen (`GPT.named_trainable`).
@@ -10,8 +10,14 @@ from mlxchat.errors import CheckpointError
 from mlxchat.model.adapter import LoraConfig, adapted_layers, adapter_shapes
 from mlxchat.model.gpt import GPT, Arrays
 from mlxchat.model.linear import Linear
-from mlxchat.model.lora_linear import ADAPTER_ARRAYS, INNER_LAYER, LoraLinear
-from mlxchat.model.quantized import QuantizedLinear, dequantized, formats_of, quantize_layers
+from mlxchat.model.lora_linear import ADAPTER_ARRAYS, LoraLinear
+from mlxchat.model.quantized import (
+    INNER_LAYER,
+    QuantizedLinear,
+    dequantized,
+    formats_of,
+    quantize_layers,
+)
 from mlxchat.runtime import mx, nn, tree_unflatten
 
 
@@ -89,13 +95,6 @@ def require_adapter_fits(model: GPT, config: LoraConfig, arrays: Mapping[str, mx
 def adapter_arrays(model: GPT) -> Arrays:
     """Return the arrays of a model's adapter by name; none if it has no adapter."""
     return model.named_trainable() if model.adapter is not None else {}
-
-
-def remove_adapter(model: GPT) -> None:
-    """Take the adapter off a model, in place: it computes what it did without, to the bit."""
-    _replace(model, {name: layer.linear for name, layer in _adapters(model).items()})
-    model.adapter = None
-    model.unfreeze()
 
 
 def fuse_adapter(model: GPT, dequantize: bool = True) -> None:

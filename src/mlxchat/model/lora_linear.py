@@ -18,7 +18,6 @@ from mlxchat.model.linear import Linear
 from mlxchat.model.quantized import QuantizedLinear
 from mlxchat.runtime import mx, nn
 
-INNER_LAYER = "linear"  # the name of the layer inside
 ADAPTER_ARRAYS = ("lora_a", "lora_b", "m")  # of a layer; the last of DoRA only
 
 

@@ -21,6 +21,10 @@ COMPILED = 0.45  # of the formula's time, when compiled
 FASTEST_CHUNK_ROWS = {"cpu": 128, "cuda": 2048, "metal": 1024}  # by backend, measured
 
 
+CrossEntropy = Callable[[mx.array, mx.array, float, mx.array], tuple[mx.array, mx.array]]
+"""The formula below, or the kernel that computes the same."""
+
+
 def soft_cap(logits: mx.array, bound: float) -> mx.array:
     """Bound logits smoothly between minus and plus ``bound``, in float32."""
     return bound * tanh(logits.astype(mx.float32) / bound)
@@ -80,53 +84,80 @@ def mean_cross_entropy(
     """
     if count is None:
         count = mx.maximum((targets >= 0).sum(), 1)
-    weight_of = 1 / count if weights is None else weights / count  # () or (N,), each loss's
+    cross_entropy = _fastest_cross_entropy(vocab_size, x.dtype)
 
+    # Of the head, and of the adapter on it: features and a weight, whose products are the logits.
     @mx.custom_function
-    def loss_and_gradients(x: mx.array, weight: mx.array, *more: mx.array) -> list[mx.array]:
-        # Of each pair of features and a weight: both, the weight in half precision on GPUs.
-        pairs = [(x, weight[:vocab_size].astype(x.dtype))]
-        if more:
-            pairs.append((more[0], more[1][:vocab_size].astype(x.dtype)))
-        cross_entropy = _fastest_cross_entropy(vocab_size, x.dtype)
-        losses: list[mx.array] = []
-        of_features: list[list[mx.array]] = [[] for _ in pairs]
-        of_weights = [mx.array(0.0)] * len(pairs)
-        for chunk in _chunks(targets.size, vocab_size, chunk_rows):
-            # One chunk after another: by then the logits of the one before are no longer needed.
-            before = [*losses[-1:], *of_weights, *(each[-1] for each in of_features if each)]
-            rows = [mx.depends(features[chunk], before) for features, _ in pairs]
-            logits = rows[0] @ pairs[0][1].T  # (rows, V)
-            for features, half in zip(rows[1:], (half for _, half in pairs[1:]), strict=True):
-                logits = logits + features @ half.T
-            of_chunk = weight_of if weights is None else weight_of[chunk]
-            loss, d_logits = cross_entropy(logits, targets[chunk], softcap, of_chunk)
-            losses.append(loss if weights is None else loss * weights[chunk])  # (rows,)
-            for i, (features, (_, half)) in enumerate(zip(rows, pairs, strict=True)):
-                of_features[i].append(d_logits @ half)  # (rows, C)
-                if i or not frozen:
-                    of_weights[i] = of_weights[i] + d_logits.T @ features  # (V, C)
-        total = sum_last(mx.concatenate(losses), axes=1)
-        padded = [
-            _with_padding(gradient, whole)
-            for gradient, whole in zip(of_weights, (weight, *more[1:]), strict=True)
+    def loss_and_gradients(*features_and_weights: mx.array) -> list[mx.array]:
+        whole = features_and_weights[1::2]
+        pairs = [  # the weights in half precision on GPUs
+            (features, matrix[:vocab_size].astype(x.dtype))
+            for features, matrix in zip(features_and_weights[::2], whole, strict=True)
         ]
-        return [total / count, *map(mx.concatenate, of_features), *padded]
+        losses, d_features, d_weights = _in_chunks(
+            pairs, targets, weights, count, softcap, chunk_rows, cross_entropy, frozen
+        )
+        total = sum_last(losses, axes=1)
+        padded = [_with_padding(d, w) for d, w in zip(d_weights, whole, strict=True)]
+        return [total / count, *d_features, *padded]
 
     @loss_and_gradients.vjp
     def scale(
         primals: Sequence[mx.array], cotangents: list[mx.array], outputs: list[mx.array]
     ) -> list[mx.array]:
         cotangent, half = cotangents[0], len(primals) // 2
-        features = [(cotangent * d).astype(d.dtype) for d in outputs[1 : 1 + half]]
-        weights = [cotangent * d for d in outputs[1 + half :]]
+        d_features = [(cotangent * d).astype(d.dtype) for d in outputs[1 : 1 + half]]
+        d_weights = [cotangent * d for d in outputs[1 + half :]]
         if frozen:  # never computed
-            weights[0] = mx.zeros_like(primals[1])
-        return [each for pair in zip(features, weights, strict=True) for each in pair]
+            d_weights[0] = mx.zeros_like(primals[1])
+        return [each for pair in zip(d_features, d_weights, strict=True) for each in pair]
 
     arguments = x, weight, *(added or ())
     outputs = cast(Callable[..., Sequence[mx.array]], loss_and_gradients)(*arguments)
     return outputs[0]
+
+
+def _in_chunks(
+    pairs: Sequence[Pair],
+    targets: mx.array,
+    weights: mx.array | None,
+    count: mx.array,
+    softcap: float,
+    chunk_rows: int,
+    cross_entropy: CrossEntropy,
+    frozen: bool,
+) -> tuple[mx.array, list[mx.array], list[mx.array]]:
+    """Return the weighted loss of each position, (N,), and the gradients of their sum over count.
+
+    Args:
+        pairs: features, (N, C), and weights, (V, C), whose products add up to the logits.
+        targets, weights, count, softcap, chunk_rows, frozen: as for `mean_cross_entropy`.
+        cross_entropy: computes a chunk.
+
+    Returns:
+        The losses, the gradient of each pair's features, and that of its weight; a scalar 0 for
+        one that is frozen.
+    """
+    vocab_size = len(pairs[0][1])
+    share = 1 / count if weights is None else weights / count  # () or (N,), of each loss
+    losses: list[mx.array] = []
+    d_features: list[list[mx.array]] = [[] for _ in pairs]
+    d_weights = [mx.array(0.0)] * len(pairs)
+    for chunk in _chunks(targets.size, vocab_size, chunk_rows):
+        # One chunk after another: by then the logits of the one before are no longer needed.
+        before = [*losses[-1:], *d_weights, *(each[-1] for each in d_features if each)]
+        rows = [mx.depends(features[chunk], before) for features, _ in pairs]
+        logits = rows[0] @ pairs[0][1].T  # (rows, V)
+        for features, (_, matrix) in zip(rows[1:], pairs[1:], strict=True):
+            logits = logits + features @ matrix.T
+        chunk_share = share if weights is None else share[chunk]
+        loss, d_logits = cross_entropy(logits, targets[chunk], softcap, chunk_share)
+        losses.append(loss if weights is None else loss * weights[chunk])  # (rows,)
+        for i, (features, (_, matrix)) in enumerate(zip(rows, pairs, strict=True)):
+            d_features[i].append(d_logits @ matrix)  # (rows, C)
+            if i or not frozen:
+                d_weights[i] = d_weights[i] + d_logits.T @ features  # (V, C)
+    return mx.concatenate(losses), [mx.concatenate(parts) for parts in d_features], d_weights
 
 
 def _with_padding(gradient: mx.array, weight: mx.array) -> mx.array:
@@ -134,9 +165,6 @@ def _with_padding(gradient: mx.array, weight: mx.array) -> mx.array:
     if gradient.ndim == 0 or len(gradient) == len(weight):
         return gradient
     return mx.concatenate([gradient, mx.zeros_like(weight[len(gradient) :])])
-
-
-CrossEntropy = Callable[[mx.array, mx.array, float, mx.array], tuple[mx.array, mx.array]]
 
 
 def cross_entropy_formula(

@@ -6,12 +6,12 @@ from typing import cast
 from mlxchat.model.quantization import Format
 from mlxchat.runtime import machine, mx, nn
 
-INSIDE = ".linear"  # ends the name of a layer within one that has an adapter
+INNER_LAYER = "linear"  # the name of a layer within one that has an adapter
 DIRECT_ROWS = 4  # up to this many, MLX's quantized product on CPUs beats dequantizing first
 
 
 class QuantizedLinear(nn.QuantizedLinear):
-    """A quantized linear layer without bias, called like `mlxchat.model.block.Linear`."""
+    """A quantized linear layer without bias, called like `mlxchat.model.linear.Linear`."""
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
         """Map (..., in_features) to (..., out_features), and add ``onto``."""
@@ -86,7 +86,7 @@ def quantize_layers(model: nn.Module, formats: Mapping[str, Format]) -> None:
 def formats_of(model: nn.Module) -> dict[str, Format]:
     """Return the format of each quantized layer of a model, by the layer's name."""
     return {
-        name.removesuffix(INSIDE): Format(
+        name.removesuffix(f".{INNER_LAYER}"): Format(
             group_size=layer.group_size, bits=layer.bits, mode=layer.mode
         )
         for name, layer in model.named_modules()

@@ -118,7 +118,7 @@ class WatchedRun:
     ``state`` is ``died`` if its process is gone without having ended the run. It is ``silent`` if
     there was no sign of life for a while but the process may exist: it hangs, or ran on another
     host, or belongs to a version that wrote no status. It is ``unreadable`` if its log or status
-    cannot be read, or says what no run writes; of such a run only the saved steps are known.
+    cannot be read, or says what no run writes; of such a run only the checkpoints are known.
     """
 
     tag: str
@@ -133,7 +133,7 @@ class WatchedRun:
 
     @property
     def began(self) -> float:
-        """When its process started, or else the run; 0 if neither is known."""
+        """The time at which its process started, or else the run; 0 if neither is known."""
         if self.status:
             return self.status.process.started
         return self.meter.started.time if self.meter.started else 0.0
@@ -288,7 +288,7 @@ def _tags(logs: Path) -> list[str]:
 
 
 def _saved(run: Path) -> tuple[tuple[int, ...], float | None]:
-    """Return the saved steps, and when the newest was saved."""
+    """Return the checkpoints, and when the newest was saved."""
     try:
         steps = tuple(store.steps(run))
         newest = saved_at(store.directory(run, steps[-1]), steps[-1]) if steps else None

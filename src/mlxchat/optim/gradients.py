@@ -61,7 +61,7 @@ def compile_gradients(
         targets: mx.array,
         count: mx.array,
         summed: Arrays,
-        dropped: Dropout,
+        drop: Dropout,
         weights: mx.array | None,
     ) -> mx.array:
         with model.using(parameters):
@@ -73,7 +73,7 @@ def compile_gradients(
                 count,
                 summed=summed,
                 checkpoint=checkpoint,
-                dropout=dropped,
+                dropout=drop,
                 weights=weights,
             )
 
@@ -86,18 +86,23 @@ def compile_gradients(
         key: mx.array | None = None,
         weights: mx.array | None = None,
     ) -> tuple[mx.array, Arrays]:
-        compute, sums = mx.value_and_grad(share_of_loss), [gradients, *[Arrays()] * (streams - 1)]
-        each = Dropout(dropout, key).split(streams)
-        own = [None] * streams if weights is None else mx.split(weights, streams)
-        rows = zip(mx.split(ids, streams), mx.split(targets, streams), sums, each, own, strict=True)
-        parts = in_parts(
+        compute = mx.value_and_grad(share_of_loss)
+        parts = zip(
+            mx.split(ids, streams),
+            mx.split(targets, streams),
+            [gradients, *[Arrays()] * (streams - 1)],  # the first part adds to the sums so far
+            Dropout(dropout, key).split(streams),
+            [None] * streams if weights is None else mx.split(weights, streams),
+            strict=True,
+        )
+        results = in_parts(
             [
-                partial(compute, parameters, part, of_part, count, sum_, dropped, of_rows)
-                for part, of_part, sum_, dropped, of_rows in rows
+                partial(compute, parameters, ids, targets, count, summed, drop, weights)
+                for ids, targets, summed, drop, weights in parts
             ]
         )
-        share, gradients = parts[0]
-        for other_share, others in parts[1:]:
+        share, gradients = results[0]
+        for other_share, others in results[1:]:
             share = share + other_share
             gradients = {name: gradient + others[name] for name, gradient in gradients.items()}
         return share, gradients

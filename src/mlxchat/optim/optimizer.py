@@ -62,13 +62,11 @@ PARAM_GROUPS: dict[Architecture, tuple[ParamGroup, ...]] = {  # the first match 
         ParamGroup(MATRIX, r"transformer\.h\.", NorMuon()),
     ),
 }
-
-
-OF_ADAPTERS = ParamGroup(ADAPTER, r".*\.(lora_a|lora_b|m)$", AdamW((0.9, 0.999), 0.0))
+ADAPTER_GROUP = ParamGroup(ADAPTER, r".*\.(lora_a|lora_b|m)$", AdamW((0.9, 0.999), 0.0))
 
 
 def _groups(arch: Architecture) -> tuple[ParamGroup, ...]:
-    return OF_ADAPTERS, *PARAM_GROUPS[arch]
+    return ADAPTER_GROUP, *PARAM_GROUPS[arch]
 
 
 def group_of(arch: Architecture, name: str) -> ParamGroup:

@@ -20,7 +20,7 @@ LARGEST_DEVICE_BATCH = 32  # nanochat's
 SMALLEST_CHUNK_ROWS = 64
 MARGIN = 1 / 0.9  # over the estimate, which is within 10% of what was measured
 LEAST_MARGIN = 1.05  # `memory_limit=least` allows this much over the smallest possible peak ...
-LEAST_LIMIT = 512 * UNIT_BYTES["MiB"]  # ... and never less than this, which every machine can spare
+LEAST_LIMIT = 512 * UNIT_BYTES["MB"]  # ... and never less than this, which every machine can spare
 CHECKPOINTING = {"auto": (False, True), "on": (True,), "off": (False,)}
 
 NEARLY = 1.02  # of the shortest time: the smallest micro-batch within it is chosen
@@ -31,7 +31,7 @@ CHUNK_COST = 16  # to read the head's weight and write its gradient, for each ch
 
 
 class Trainee(NamedTuple):
-    """What is trained: a whole model, or an adapter on one."""
+    """The object of training: a whole model, or an adapter on one."""
 
     model: GPTConfig
     adapter: AdapterPlan | None = None
@@ -220,7 +220,7 @@ def _too_large(
     room = int(MARGIN * needed.pop("peak"))
     limited_by = f"with other programs running, {resources.spared_by} can spare"
     if config.memory_limit not in (None, LEAST):
-        unit = "GiB" if room >= UNIT_BYTES["GiB"] else "MiB"
+        unit = "GB" if room >= UNIT_BYTES["GB"] else "MB"
         others = [*others, f"`memory_limit={math.ceil(10 * room / UNIT_BYTES[unit]) / 10:g}{unit}`"]
         limited_by = f"`memory_limit={config.memory_limit}` is"
     parts = ", ".join(f"{name} {round_size(size)}" for name, size in needed.items())

@@ -14,14 +14,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mlxchat.counts import round_size
+from mlxchat.counts import round_duration, round_size
 from mlxchat.report.series import Values
 from mlxchat.report.words import (
     count_in_words,
     figure,
     power_of_ten_or_zero,
     share_in_words,
-    time_in_words,
 )
 
 AxisName = Literal["step", "tokens", "time", "flops"]
@@ -41,7 +40,7 @@ LEAST_LOG = 1e-45  # on a logarithmic axis: no float32 is smaller
 
 _UNITS: dict[str, Callable[[float], str]] = {
     "count": count_in_words,
-    "bytes": lambda value: round_size(value) if value else "0",
+    "bytes": lambda value: round_size(value).replace(".0 ", " ") if value else "0",
     "share": lambda value: share_in_words(value, 0),
     "number": lambda value: figure(value, 3),
 }
@@ -184,8 +183,6 @@ def ticks(axis: AxisScale, unit: str = "number") -> list[float]:
 
 def _round_step(least: float, unit: str) -> float:
     of_time = unit == "time"
-    if unit == "bytes" and least > 0:
-        return 2.0 ** math.ceil(math.log2(least))
     if unit in _WHOLE:
         least = max(1.0, least)
     if of_time and 0.5 < least < 43_200:
@@ -291,7 +288,7 @@ def _x_axis(axis: AxisName, across: AxisScale) -> str:
 
 def _writer(axis: AxisName) -> Callable[[float], str]:
     if axis == "time":
-        return lambda seconds: time_in_words(seconds) if seconds else "0"
+        return lambda seconds: round_duration(seconds) if seconds else "0"
     return power_of_ten_or_zero if axis == "flops" else count_in_words
 
 

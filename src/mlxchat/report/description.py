@@ -61,12 +61,12 @@ class RunDescription:
         versions: of mlxchat and MLX that saved it.
         starts: each start and resumption.
         samples: the last ones.
-        steps: its saved steps.
+        steps: its checkpoints.
         continued: the runs that began with its model.
         base_is_there: whether the model that it began with is still where its settings say.
         origin: the program that its model was imported from.
         made_from: the model that it was made from: of a quantized copy, say.
-        tasks: the results of its saved steps on tasks, ascending.
+        tasks: the results of its checkpoints on tasks, ascending.
         fault: why its settings cannot be read.
         unread: why results on tasks cannot be read.
     """

@@ -53,17 +53,17 @@ class RunFacts:
 
     Attributes:
         name: its name.
-        stage: the stage of its training; None if there are no saved steps that say.
+        stage: the stage of its training; None if there are no checkpoints that say.
         state: what it is doing, or how it ended; None for a model that was not trained as this
             run: imported, quantized or fused.
         log: its log; empty if there is none.
         status: its last status; None if there is none.
-        folder: its newest saved step; None if there is none.
+        folder: its newest checkpoint; None if there is none.
         trainer: the state saved there; None if that cannot be read.
         history: how its model came to be.
         checksums: sha256 of the weight files saved there.
-        saved: the numbers of its saved steps.
-        tasks: the results of its saved steps on tasks, ascending.
+        saved: the numbers of its checkpoints.
+        tasks: the results of its checkpoints on tasks, ascending.
         faults: what could not be read, and why.
     """
 
@@ -323,7 +323,7 @@ def _log(path: Path, faults: list[str], report: Report) -> RunLogRead:
 def _saved_state(
     newest: Path | None, home: Home, faults: list[str]
 ) -> tuple[TrainerState[RunConfig] | None, History | None, dict[str, str]]:
-    """Return the trainer's state, the history and the checksums of a saved step."""
+    """Return the trainer's state, the history and the checksums of a checkpoint."""
     if newest is None:
         return None, None, {}
     trainer, history, sums = None, None, dict[str, str]()
@@ -341,9 +341,9 @@ def _saved_state(
 
 
 def _from_meter(log: RunLogRead, trainer: TrainerState[Any], faults: list[str]) -> RunLogRead:
-    """Return a log with the curves that a saved step has, which are thinned."""
+    """Return a log with the curves that a checkpoint has, which are thinned."""
     meter = trainer.meter
-    faults.append("Its log has no steps: the curves are those that its newest saved step has.")
+    faults.append("Its log has no steps: the curves are those that its newest checkpoint has.")
     core = [CoreMeasured(log.last or 0.0, *point, seconds=0.0, centered={}) for point in meter.core]
     return replace(
         log,

@@ -1,7 +1,7 @@
-"""The end of a run's log: what happened since the newest saved step, read from the end backwards.
+"""The end of a run's log: what happened since the newest checkpoint, read from the end backwards.
 
 A log has a line for each step; that of a long run takes seconds to read. Everything up to the
-newest saved step is in that step's trainer.json, so only what came after it has to be read.
+newest checkpoint is in its trainer.json, so only what came after it has to be read.
 """
 
 import math
@@ -35,17 +35,17 @@ MOST_READ = 2**20  # bytes of a log that are read at most: 2,000 steps or more
 
 @dataclass
 class LogEnd:
-    """The part of a log that follows the newest saved step.
+    """The part of a log that follows the newest checkpoint.
 
     Attributes:
         time: when the last event happened, seconds since the epoch; None if there is none.
         ending: how the run ended; None if it did not.
         step: the last completed step; None if the log does not say.
         total_steps: the steps of the whole run; None if the log's end does not say.
-        seconds: of training since the saved step. Where more steps have passed than are read, the
+        seconds: of training since the checkpoint. Where more steps have passed than are read, the
             others are taken to be as long as those.
         evaluations, scores: step and bits per byte, step and pass@1, ascending.
-        whole: whether nothing that came after the saved step was left out.
+        whole: whether nothing that came after the checkpoint was left out.
     """
 
     time: float | None = None
@@ -59,13 +59,13 @@ class LogEnd:
 
 
 def read_log_end(path: Path, saved: int | None, most: int = MOST_READ) -> LogEnd:
-    """Read a log from its end, back to the newest saved step.
+    """Read a log from its end, back to the newest checkpoint.
 
     An incomplete last line, and lines that are no events, are skipped.
 
     Args:
         path: the log. One that does not exist is empty.
-        saved: the newest saved step; None if there is none.
+        saved: the step of the newest checkpoint; None if there is none.
         most: the most bytes to read.
 
     Raises:

@@ -1,9 +1,9 @@
 """Renames, copies and removes runs, so that a crash at any moment loses nothing.
 
 A run is in several folders, which no system call renames together. So a rename first gives the log
-a second place, then renames the folder of the saved steps and what trackers have left beside the
+a second place, then renames the folder of the checkpoints and what trackers have left beside the
 log, and removes the first log last. After a crash the same command finishes the work: it sees two
-logs with the same content. A copy's saved steps come last, and whole.
+logs with the same content. A copy's checkpoints come last, and whole.
 
 A run that is being trained is locked, and left alone.
 """
@@ -28,16 +28,16 @@ from mlxchat.report.places import DiskUse, RunPlaces, all_runs, disk_use, find_r
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with
 from mlxchat.telemetry.events import Progressed, Report
 
-WAIT = "Wait for it to end, or end it with Ctrl-C: it saves its work first."
+WAIT = "Wait for it to end, or stop it with Ctrl-C: it saves its work first."
 LOG_FILES = ("metrics.jsonl", "status.json")
 _ANOTHER_NAME = "choose another name"
 _PERMITTED = "check who may write there, and repeat the same command"
 
 
 def rename_run(home: Home, name: str, new: str) -> list[str]:
-    """Rename a run: its saved steps, its log and its evaluations.
+    """Rename a run: its checkpoints, its log and its evaluations.
 
-    The settings in its saved steps stay as they are: with its new name as ``model_tag``, the
+    The settings in its checkpoints stay as they are: with its new name as ``model_tag``, the
     command that trained it resumes it. So do those of runs that began with its model.
 
     Returns:
@@ -73,7 +73,7 @@ def rename_run(home: Home, name: str, new: str) -> list[str]:
 def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -> None:
     """Copy a run, so that it can be trained on in two ways.
 
-    Files of saved steps never change, so the copy shares them on a disk with hard links: it takes
+    Files of checkpoints never change, so the copy shares them on a disk with hard links: it takes
     no space until one of the two is trained further.
 
     Raises:
@@ -158,7 +158,7 @@ def planned_removals(home: Home, names: Sequence[str]) -> list[RunRemoval]:
 
 
 def remove_run(home: Home, name: str) -> None:
-    """Remove a run: its saved steps, its evaluations and, last, its log.
+    """Remove a run: its checkpoints, its evaluations and, last, its log.
 
     A crash leaves a run with fewer files, which can be removed again.
 

@@ -1,4 +1,4 @@
-"""All that is on disk of a run: its saved steps, its log and status, what it got right of tasks."""
+"""All that is on disk of a run: its checkpoints, its log and status, what it got right of tasks."""
 
 import os
 import re
@@ -26,7 +26,7 @@ class RunPlaces:
     Attributes:
         name: the run's name.
         stage: its stage; None if nothing on disk says which.
-        folder: the folder of its saved steps; None if it has none.
+        folder: the folder of its checkpoints; None if it has none.
         log: the folder of its log and its status; None if it has none, as an imported model.
         evaluations: the files of what its model got right of CORE and of other tasks.
     """

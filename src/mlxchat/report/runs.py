@@ -1,6 +1,6 @@
 """A typed summary of each run in a home, quick enough for hundreds of them.
 
-A run is read from the trainer.json of its newest saved step, and from the end of its log for what
+A run is read from the trainer.json of its newest checkpoint, and from the end of its log for what
 has happened since. Its state is the one that `mlxchat monitor` shows.
 """
 
@@ -310,7 +310,7 @@ def reading_from(dataset: str, folder: Path, runs: Sequence[RunSummary]) -> list
 
 
 def _read_trainer(newest: Path | None) -> tuple[_Trainer | None, str | None]:
-    """Return what the newest saved step says of the training, or why it cannot be read."""
+    """Return what the newest checkpoint says of the training, or why it cannot be read."""
     if newest is None or not (newest / TRAINER).exists():
         return None, None
     try:
@@ -328,7 +328,7 @@ def _when_saved(newest: Path | None) -> float | None:
 
 
 def _facts(trainer: _Trainer | None, end: LogEnd) -> dict[str, Any]:
-    """Return what is known of the progress, from the newest saved step and the log since."""
+    """Return what is known of the progress, from the newest checkpoint and the log since."""
     if trainer is None:
         seconds = end.seconds if end.time is not None else None
         return {

@@ -33,7 +33,7 @@ class TaskScore(NamedTuple):
 
 
 def kept_scores(home: Home, name: str, step: int, since: float) -> list[TaskScore]:
-    """Return the scores of a saved step, of the evaluation with most examples; empty without one.
+    """Return the scores of a checkpoint, of the evaluation with most examples; empty without one.
 
     Args:
         home: where they are.
@@ -60,7 +60,7 @@ def _verdicts(path: Path) -> dict[tuple[str, int], bool]:
 
 
 class StepResults(NamedTuple):
-    """The results of a saved step on tasks, of each settings that they were asked with."""
+    """The results of a checkpoint on tasks, of each settings that they were asked with."""
 
     step: int
     results: tuple[TaskResult, ...]
@@ -69,12 +69,12 @@ class StepResults(NamedTuple):
 def kept_results(
     home: Home, places: RunPlaces, steps: Sequence[int]
 ) -> tuple[tuple[StepResults, ...], tuple[str, ...]]:
-    """Return the results on tasks of a run's saved steps, and why any cannot be read.
+    """Return the results on tasks of a run's checkpoints, and why any cannot be read.
 
     Args:
         home: where they are.
         places: the run.
-        steps: its saved steps. Those without results are left out.
+        steps: its checkpoints. Those without results are left out.
     """
     found, faults = list[StepResults](), list[str]()
     for step in steps if places.evaluations else ():
@@ -130,7 +130,9 @@ def result_in_words(result: TaskResult) -> str:
 
 def settings_in_words(result: TaskResult) -> str:
     """Return how a task was asked: which problems, how they were answered, in what precision."""
-    problems = "" if result.max_problems is None else f"first {result.max_problems:,} problems"
+    problems = (
+        "" if result.max_problems is None else f"first {counted(result.max_problems, 'problems')}"
+    )
     answers = "likeliest letter"
     if result.max_tokens is not None:
         how = f"temperature {result.temperature:g}" if result.temperature else "greedy"

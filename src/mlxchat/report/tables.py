@@ -380,10 +380,10 @@ def provenance_table(facts: RunFacts, generator: str) -> Html:
     if training and training.began_with:
         rows.append(("began with", training.began_with))
     if facts.folder is not None:
-        rows.append(("newest saved step", f"{facts.folder.parent.name}/{facts.folder.name}"))
+        rows.append(("newest checkpoint", f"{facts.folder.parent.name}/{facts.folder.name}"))
         rows += [(f"sha256 of {name}", code(digest)) for name, digest in facts.checksums.items()]
     if len(facts.saved) > 1:
-        rows.append(("saved steps", ", ".join(f"{step:,}" for step in facts.saved[-50:])))
+        rows.append(("checkpoints", ", ".join(f"{step:,}" for step in facts.saved[-50:])))
     resumes = "; ".join(f"{text}" for _, text in interruptions(facts))
     if facts.log.starts:
         rows.append(("resumes", resumes or "none: one process trained it"))

@@ -2,6 +2,8 @@
 
 import math
 
+from mlxchat.counts import duration
+
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _UNKNOWN = "—"
 
@@ -71,21 +73,12 @@ def count_in_words(value: float | None) -> str:
 
 
 def time_in_words(seconds: float | None) -> str:
-    """Return a duration in its two largest units.
+    """Return a duration, or that it is unknown.
 
-    >>> time_in_words(45), time_in_words(185), time_in_words(55_200), time_in_words(273_600)
-    ('45 s', '3 min 5 s', '15 h 20 min', '3 d 4 h')
+    >>> time_in_words(185), time_in_words(None)
+    ('3m 05s', '—')
     """
-    if seconds is None or not math.isfinite(seconds):
-        return _UNKNOWN
-    if 0 < seconds < 10:
-        return f"{seconds:.2g} s"
-    left, parts = round(seconds), list[str]()
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):
-        whole, left = divmod(left, size)
-        if whole or parts:
-            parts.append(f"{whole} {unit}")
-    return " ".join(part for part in parts[:2] if part[0] != "0") or "0 s"
+    return _UNKNOWN if seconds is None or not math.isfinite(seconds) else duration(seconds)
 
 
 def share_in_words(value: float | None, digits: int = 1) -> str:

@@ -188,9 +188,9 @@ class Scheduler:
         try:
             while self._wait():
                 for work, clean_up in (
-                    (self._drop_cancelled, self._begin_anew),
+                    (self._drop_cancelled, self._start_over),
                     (self._read_piece, self._give_up_reading),
-                    (self._advance, self._begin_anew),
+                    (self._advance, self._start_over),
                 ):
                     if error := _failure(work):
                         clean_up(self._reported(error))
@@ -360,13 +360,13 @@ class Scheduler:
         self._prefixes.clear()
         mx.clear_cache()
         if failed := _failure(self._read_one_token):
-            self._begin_anew(self._reported(failed))
+            self._start_over(self._reported(failed))
 
     def _read_one_token(self) -> None:
         mx.eval(self._models[None](mx.array([[0]])))
 
-    def _begin_anew(self, error: Exception) -> None:
-        """End what the model was doing with an error, and begin anew."""
+    def _start_over(self, error: Exception) -> None:
+        """End what the model was doing with an error, and start over."""
         self._failures += 1
         self._end_all(error)
         self._prefixes.clear()

@@ -134,6 +134,7 @@ class Evaluating:
     step: Count
     batch: Count  # batches evaluated so far
     batches: Count  # in the whole evaluation
+    unit: str = "batches"  # or what is evaluated one by one
 
 
 @dataclass(frozen=True)
@@ -164,12 +165,20 @@ class CoreMeasured:
 
 @dataclass(frozen=True)
 class Drawing:
-    """The progress of drawing the answers that a step learns from; shown, but not stored."""
+    """The progress of drawing and rewarding a step's answers; shown, but not stored."""
 
     time: Time
     step: Count
     answers: Count  # that have ended so far
     total: Count
+    rewarded: Count = 0  # after all have ended
+
+    @property
+    def in_words(self) -> str:
+        """What is under way, such as "sampling answers 3/16"."""
+        if self.rewarded:
+            return f"rewarding answers {self.rewarded:,}/{self.total:,}"
+        return f"sampling answers {self.answers:,}/{self.total:,}"
 
 
 @dataclass(frozen=True)

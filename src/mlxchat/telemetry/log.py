@@ -28,7 +28,7 @@ class RunLog:
 
     Args:
         path: the file.
-        step: the last saved step, or 0. Entries about later steps are removed from the log.
+        step: of the last checkpoint, or 0. Entries about later steps are removed from the log.
 
     Raises:
         DiskError: the file cannot be opened or rewritten; it is left unchanged.

@@ -158,7 +158,7 @@ class StatusFile:
             case Evaluating():
                 self._activity = f"evaluating {event.batch:,}/{event.batches:,}"
             case Drawing():
-                self._activity = f"sampling answers {event.answers:,}/{event.total:,}"
+                self._activity = event.in_words
             case Progressed(total=int(total)) if total:
                 self._activity = f"{event.task} {event.done / total:.0%}"
             case Sampled():

@@ -9,13 +9,13 @@ from mlxchat.checkpoint import layout, store, trainer
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.data.documents import Documents
 from mlxchat.data.loader import LoaderState
-from mlxchat.plan.budget import Deadline
-from mlxchat.telemetry.events import Evaluated, Event, Judged, Saved
+from mlxchat.plan.deadline import Deadline
+from mlxchat.telemetry.events import Evaluated, Event, Judged, Noted, Saved
 from mlxchat.telemetry.log import RunLog
 from mlxchat.telemetry.meter import Meter
 from mlxchat.train.core import RunCore
 from mlxchat.train.divergence import check_finite
-from mlxchat.train.ranks import Leader
+from mlxchat.train.ranks import Leader, RankBatches
 from mlxchat.train.resume import TrainState
 from mlxchat.train.stage import Stage
 
@@ -33,8 +33,10 @@ class Activities:
         core: measures CORE; None if nobody asked for it.
         deadline: enforces the time budget, if there is one.
         revision: the revision of the dataset's files that a resumed run recorded; None if new.
-        leader: announces evaluations to the other ranks, and lets them wait during other work.
-        stop: polled; return True to save and stop.
+        asked_to_stop: polled; returns True to save and stop.
+
+    Attributes:
+        leader: announces steps and evaluations to the other ranks.
     """
 
     stage: Stage[Any, Any]
@@ -45,12 +47,25 @@ class Activities:
     core: RunCore | None
     deadline: Deadline | None
     revision: str | None
-    leader: Leader
-    stop: Callable[[], bool]
+    asked_to_stop: Callable[[], bool]
 
     def __post_init__(self) -> None:
-        draw = self.leader.together.draw
-        self._evaluation = self.stage.evaluation(self.documents, self.state, draw)
+        stage, state = self.stage, self.state
+        rank_batches = RankBatches(
+            stage.world,
+            self._must_stop,
+            state.model.named_trainable,
+            tell=lambda text: stage.report(Noted(stage.clock(), text)),
+        )
+        self.leader = Leader(stage.world, lambda: state.plan, rank_batches)
+        self._evaluation = stage.evaluation(self.documents, state, rank_batches.draw)
+
+    def stop(self) -> bool:
+        """Return whether to save and stop. Ranks agree on that at each step, not in between."""
+        return self.stage.world.alone and self._must_stop()
+
+    def _must_stop(self) -> bool:
+        return self.log.failed or self.asked_to_stop()
 
     def evaluate(self, step: int) -> Iterator[Event]:
         """Measure the model on what is held out.
@@ -82,7 +97,7 @@ class Activities:
     def save(self, step: int, loader: LoaderState) -> Iterator[Event]:
         """Save a checkpoint, then remove the oldest ones beyond ``keep``, but not the best.
 
-        The log is synced first: a power failure loses no line of a saved step.
+        The log is synced first: a power failure loses no line of a checkpoint.
         """
         stage, state = self.stage, self.state
         began = stage.clock.seconds()

@@ -120,7 +120,7 @@ def _can_be_trained(folder: Path) -> bool:
     return catalog.quantized_bits(folder) is None
 
 
-class Begun(NamedTuple):
+class LoadedBase(NamedTuple):
     """The model that a run starts from."""
 
     model: GPT
@@ -130,7 +130,7 @@ class Begun(NamedTuple):
 
 def load_base(
     folder: Path, home: Home, dtype: str, lora: LoraConfig | None = None, seed: int = 0
-) -> Begun:
+) -> LoadedBase:
     """Read the model in a directory to train it further, and how it came to be.
 
     Args:
@@ -146,10 +146,10 @@ def load_base(
     """
     model, before = layout.read_model(folder, compute_dtype(dtype)).model, history_of(folder, home)
     if lora is None:
-        return Begun(model, before, None)
+        return LoadedBase(model, before, None)
     add_adapter(model, lora, seed)
     model.cast_frozen()
-    return Begun(model, before, record_of_base(folder))
+    return LoadedBase(model, before, record_of_base(folder))
 
 
 def adapter_plan(folder: Path, lora: LoraConfig | None, value_bytes: int) -> AdapterPlan | None:

@@ -12,8 +12,9 @@ from mlxchat.evaluate.loss import bits_per_byte
 from mlxchat.runtime import mx
 from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Event
-from mlxchat.train.loop import Draw, ShouldStop
+from mlxchat.train.loop import ShouldStop
 from mlxchat.train.resume import TrainState
+from mlxchat.train.step import Draw
 from mlxchat.train.world import World
 
 

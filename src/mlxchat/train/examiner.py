@@ -19,7 +19,8 @@ from mlxchat.streams import STREAMS, one_thread_each
 from mlxchat.tokenizer.bpe import ASSISTANT_END, Tokenizer
 from mlxchat.train.rewards import CheckedReward
 
-Watch = Callable[[int], None]  # gets the number of answers that have ended; may raise to give up
+Watch = Callable[[int, int], None]
+"""Gets the numbers of answers that have ended and that are rewarded; may raise to give up."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Examiner:
         self,
         questions: Sequence[TaskQuestion],
         keys: npt.NDArray[np.uint32],
-        watch: Watch = lambda ended: None,
+        watch: Watch = lambda ended, rewarded: None,
     ) -> Examined:
         """Draw answers to questions, and reward them.
 
@@ -101,9 +102,10 @@ class Examiner:
             answers = self._drawn(prompts, mx.array(keys.reshape(-1, 2)), watch)
         texts = [tokenizer.decode(answer.ids, keep_special=True) for answer in answers]
         asked = [question for question in questions for _ in range(samples)]
-        rewards, right = [], []
+        rewards: list[float] = []
+        right: list[bool] = []
         for question, text in zip(asked, texts, strict=True):
-            watch(len(answers))
+            watch(len(answers), len(rewards))
             rewards.append(self._reward.score(question.prompt, text, question.answer))
             right.append(self._source.is_right(question, text))
         shape = len(questions), samples
@@ -128,6 +130,6 @@ class Examiner:
                 stop=self._stop,
                 max_tokens=self._max_tokens,
                 tools=partial(ToolUse, self._tokenizer),
-                watch=lambda ended, done=done: watch(done + ended),  # type: ignore[misc]
+                watch=lambda ended, done=done: watch(done + ended, 0),  # type: ignore[misc]
             )
         return answers

@@ -53,12 +53,12 @@ class JudgedEvaluation:
         right = np.zeros(len(self._questions))
         reward = tokens = 0.0
 
-        def watch(ended: int) -> None:
+        def watch(ended: int, rewarded: int) -> None:
             if stop():
                 raise Stopped
 
         for first in range(0, len(own), self._at_once):
-            yield Evaluating(self._clock(), step, first, len(own))
+            yield Evaluating(self._clock(), step, first, len(own), "questions")
             indices = own[first : first + self._at_once]
             keys = [
                 answer_keys(config.seed, OF_EVALUATIONS, index, answers=config.eval_samples)

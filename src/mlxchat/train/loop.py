@@ -1,35 +1,23 @@
 """The training loop, which is the same for every stage. It yields events and displays nothing.
 
 `train` decides the order of steps, evaluations, samples and checkpoints, and when to stop. It knows
-nothing about models: it calls a function that launches a step, which `compile_step` makes from
-`StepParts`, and the run's `Hooks`. The loss of a step is read while the next one runs, so the
-device never waits.
+nothing about models: it calls a function that launches a step, such as
+`mlxchat.train.step.compile_step` makes, and the run's `Hooks`. The loss of a step is read while the
+next one runs, so the device never waits.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
-from typing import Protocol
 
 import numpy as np
 
-from mlxchat.data.loader import Batch, LoaderState, Stopped
+from mlxchat.data.loader import LoaderState, Stopped
 from mlxchat.errors import MlxchatError
-from mlxchat.model.gpt import GPT, Arrays
-from mlxchat.optim.gradients import compile_gradients
-from mlxchat.optim.optimizer import MuonAdamW, Rates
-from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import memory_use, mx
-from mlxchat.streams import one_thread_each
 from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Ended, Evaluated, Event, Position, Stepped
 from mlxchat.train.divergence import check_numbers
-from mlxchat.train.world import ALONE, World
-
-# ==== The loop ===================================================================================
-
-SHARES = "shares of the loss"  # among the gradients by name
 
 ShouldStop = Callable[[], bool]  # polled; returns True to save and stop
 
@@ -150,34 +138,20 @@ def train(
     if step and cadence.core_every and step % cadence.core_every == 0 and not core_measured:
         yield from _until_stopped(hooks.core(step), hooks.stop)
 
-    launched: Pending | None = None  # the step launched last
-    ended: float | None = None  # when it was done, if that is known
-    reported = True  # whether its `Stepped` has been yielded
+    steps = _Steps(launch, hooks.clock, shards, ahead, computes_at_launch)
+    newest: Pending | None = None  # the step launched last
     saved_step = step
-    # `Stepped.seconds` counts from here: the end of the previous step or of the activities after
-    # it, so evaluations, samples and checkpoints do not count as training.
-    timed_from = hooks.clock.seconds()
     while step < total_steps():
-        if launched and not reported and not ahead:
-            yield from _finish(launched, timed_from, ended, hooks.clock, shards)
-            reported, timed_from = True, hooks.clock.seconds()
         try:
-            following = launch(step + 1)  # while the device still computes the step before
-            following_ended = hooks.clock.seconds() if computes_at_launch else None
+            newest = yield from steps.launch(step + 1)
         except (Stopped, MlxchatError) as error:
-            if launched and not reported:
-                yield from _finish(launched, timed_from, ended, hooks.clock, shards)
-            if launched and launched.step > saved_step:
-                yield from hooks.save(launched.step, launched.state)
+            if newest and newest.step > saved_step:
+                yield from hooks.save(newest.step, newest.state)
             if not isinstance(error, Stopped):
                 raise
             yield Ended(hooks.clock(), step, "interrupted")
             return
-        if launched and not reported:
-            yield from _finish(launched, timed_from, ended, hooks.clock, shards)
-            timed_from = hooks.clock.seconds() if ended is None else ended
-        launched, reported, ended = following, False, following_ended
-        step = launched.step
+        step = newest.step
 
         last = step == total_steps()
         activities = _due(cadence, hooks, step, last)
@@ -185,17 +159,87 @@ def train(
         if not (save_due or activities):
             continue
         # These need the step's parameters: wait for it before the next one is launched.
-        yield from _finish(launched, timed_from, ended, hooks.clock, shards)
-        reported = True
+        yield from steps.report()
         failure, best = yield from _perform(activities, step, hooks.stop, last)
-        read_again = launched.state.cursor.epoch > 1
+        read_again = newest.state.cursor.epoch > 1
         if save_due or failure or (best and read_again and cadence.save_every):
-            yield from hooks.save(step, launched.state)
+            yield from hooks.save(step, newest.state)
             saved_step = step
         if failure:
             raise failure
-        timed_from = hooks.clock.seconds()
+        steps.restart_clock()  # activities do not count as training
     yield Ended(hooks.clock(), total_steps(), "finished")
+
+
+class _Steps:
+    """The steps of a run: each is launched, and its result is yielded once the next one runs.
+
+    The arguments are those of `train`. The seconds of a step count from the end of the step before,
+    or from `restart_clock`.
+    """
+
+    def __init__(
+        self, launch: Launch, clock: Clock, shards: int, ahead: bool, computes_at_launch: bool
+    ) -> None:
+        self._launch, self._clock, self._shards = launch, clock, shards
+        self._ahead, self._computes_at_launch = ahead, computes_at_launch
+        self._unreported: Pending | None = None
+        self._ended: float | None = None  # when that step was done, if it is known
+        self._timed_from = clock.seconds()
+
+    def launch(self, number: int) -> Generator[Event, None, Pending]:
+        """Launch a step, then report the one before.
+
+        Raises:
+            Stopped, MlxchatError: it was not launched; the one before has been reported.
+        """
+        if self._unreported and not self._ahead:
+            yield from self.report()
+            self.restart_clock()
+        try:
+            pending = self._launch(number)  # while the device still computes the step before
+            ended = self._clock.seconds() if self._computes_at_launch else None
+        except (Stopped, MlxchatError):
+            yield from self.report()
+            raise
+        yield from self.report()
+        self._unreported, self._ended = pending, ended
+        return pending
+
+    def report(self) -> Iterator[Event]:
+        """Wait for the newest step and yield its result, unless that has been done.
+
+        Raises:
+            NotFiniteError: its loss or gradient norm is NaN or infinite.
+        """
+        pending = self._unreported
+        if pending is None:
+            return
+        yield from pending.news
+        loss, norm, learning_rate = pending.read()
+        cursor = pending.state.cursor
+        seconds = self._end() - self._timed_from
+        yield Stepped(
+            self._clock(),
+            pending.step,
+            loss=loss,
+            learning_rate=learning_rate,
+            gradient_norm=norm,
+            seconds=seconds,
+            position=Position(cursor.epoch, cursor.shard, self._shards),
+            memory=memory_use(),
+            waited=pending.waited,
+        )
+        check_numbers({"loss": loss, "gradient norm": norm}, pending.step, cursor)
+        self._unreported, self._timed_from = None, self._end()
+
+    def restart_clock(self) -> None:
+        """Count the seconds of the next step from now."""
+        self._timed_from = self._clock.seconds()
+
+    def _end(self) -> float:
+        """Return when the newest step was done, or now if that is not known."""
+        return self._clock.seconds() if self._ended is None else self._ended
 
 
 def _due(
@@ -230,155 +274,9 @@ def _perform(
     return None, best
 
 
-def _finish(
-    pending: Pending, timed_from: float, ended: float | None, clock: Clock, shards: int
-) -> Iterator[Event]:
-    """Wait for a step to end, yield its result, and raise `NotFiniteError` if it is not finite.
-
-    It took from ``timed_from`` until it ``ended``, or until now if that is not known.
-    """
-    yield from pending.news
-    loss, norm, learning_rate = pending.read()
-    cursor = pending.state.cursor
-    seconds = (clock.seconds() if ended is None else ended) - timed_from
-    yield Stepped(
-        clock(),
-        pending.step,
-        loss=loss,
-        learning_rate=learning_rate,
-        gradient_norm=norm,
-        seconds=seconds,
-        position=Position(cursor.epoch, cursor.shard, shards),
-        memory=memory_use(),
-        waited=pending.waited,
-    )
-    check_numbers({"loss": loss, "gradient norm": norm}, pending.step, cursor)
-
-
 def _until_stopped(events: Iterator[Event], stop: ShouldStop) -> Iterator[Event]:
     with suppress(Stopped):
         for event in events:
             yield event
             if stop():
                 return
-
-
-# ==== A step =====================================================================================
-
-Draw = Callable[[], list[Batch]]
-"""Returns the batches of a step, or the first of an evaluation; it may wait for a shard."""
-
-
-MicroBatch = tuple[mx.array, mx.array, mx.array | None]
-"""Ids and targets, both (B, T), and the weights of the rows' losses, (B,), if they have any."""
-
-
-@dataclass(frozen=True)
-class StepParts:
-    """Everything that a run's optimizer steps are computed with."""
-
-    model: GPT
-    optimizer: MuonAdamW
-    batches: Iterator[Batch]
-    rates: Callable[[int], Rates]  # by the number of steps done
-    plan: BatchPlan
-    grad_clip: float  # largest gradient norm; 0: no limit
-    dropout: float = 0.0
-    seed: int = 0  # decides, with the number of the step, what dropout zeroes
-    world: World = ALONE  # each rank computes with its own rows of every step
-    draw: Callable[[int, Draw], list[Batch]] = lambda number, draw: draw()  # when all ranks can
-    # Whether each rank makes batches of its own, once all know of the step; or reads all ranks'.
-    own_batches: bool = False
-    news: Callable[[], Sequence[Event]] = lambda: ()  # what there is to tell of a step's batches
-
-    def keys(self, number: int) -> list[mx.array | None]:
-        """Return what decides about dropout in each micro-batch of a step; None without it."""
-        own = self.own_plan.accumulation
-        if not self.dropout:
-            return [None] * own
-        of_step = mx.random.key((self.seed << 32) + number)
-        of_all = [*mx.random.split(of_step, own * self.world.size)]
-        return of_all[self.world.rank :: self.world.size]
-
-    @property
-    def own_plan(self) -> BatchPlan:
-        """The division of this rank's rows of a step."""
-        return self.plan.of_each(self.world.size)
-
-    def next_batches(self, number: int) -> list[Batch]:
-        """Return the batches of a step, which all ranks make."""
-        if self.own_batches:
-            self.draw(number, list)  # what ranks make of their own, they make once all know of it
-            return list(islice(self.batches, self.own_plan.accumulation))
-        return self.draw(number, lambda: list(islice(self.batches, self.plan.accumulation)))
-
-    def own_rows(self, batches: Sequence[Batch]) -> Iterator[MicroBatch]:
-        """Yield this rank's micro-batches of a step."""
-        if self.world.alone or self.own_batches:
-            for batch in batches:
-                weights = None if batch.weights is None else mx.array(batch.weights)
-                yield mx.array(batch.ids), mx.array(batch.targets), weights
-            return
-        own = self.world.rows(self.plan.rows_per_step)
-        ids = np.concatenate([batch.ids for batch in batches])[own]
-        targets = np.concatenate([batch.targets for batch in batches])[own]
-        size = self.own_plan.device_batch_size
-        for first in range(0, len(ids), size):
-            part = slice(first, first + size)
-            yield mx.array(ids[part]), mx.array(targets[part]), None
-
-
-class Compile(Protocol):
-    """The type of `compile_step`; tests substitute their own functions."""
-
-    def __call__(self, parts: StepParts, stop: ShouldStop = ...) -> Launch:
-        """Make the function that launches a step."""
-
-
-def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
-    """Make the function that starts an optimizer step on the device without waiting for its end.
-
-    Whatever changes from step to step is an array, so that nothing is traced again. ``stop`` is
-    polled before each micro-batch; if it returns True, the function raises `Stopped`, and the model
-    is as it was before the step.
-    """
-    model, optimizer, plan, world = parts.model, parts.optimizer, parts.own_plan, parts.world
-    accumulate = compile_gradients(
-        model, plan.chunk_rows, plan.grad_checkpoint, plan.streams, parts.dropout
-    )
-
-    @one_thread_each(plan.streams)
-    def launch(number: int) -> Pending:
-        batches = parts.next_batches(number)
-        count = mx.array(_divisor(batches))
-        shares, gradients = list[mx.array](), Arrays()  # of the loss, each a scalar
-        own = zip(parts.own_rows(batches), parts.keys(number), strict=True)
-        for (ids, targets, weights), key in own:
-            if stop():
-                raise Stopped
-            if not len(ids):  # nothing is left to learn from
-                shares.append(mx.array(0.0))
-                continue
-            parameters = model.named_trainable()
-            share, gradients = accumulate(parameters, ids, targets, count, gradients, key, weights)
-            mx.async_eval(share, gradients)
-            mx.eval(shares[-1:])  # no more than one micro-batch under way
-            shares.append(share)
-        gradients[SHARES] = mx.stack(shares)  # by the same way to the other ranks
-        gradients = world.sum(gradients, world.sent_as)
-        of_loss = gradients.pop(SHARES)
-        rates = parts.rates(number - 1)
-        norm = optimizer.update(model, gradients, rates, parts.grad_clip, plan.streams)
-        del gradients  # so that the update can reuse their memory
-        metrics = mx.concatenate([mx.stack([norm, rates.shown]), of_loss])
-        mx.async_eval(model.parameters(), optimizer.state, metrics)
-        return Pending(number, metrics, batches[-1].state, world.seconds_waited(), parts.news())
-
-    return launch
-
-
-def _divisor(batches: Sequence[Batch]) -> int:
-    """Return by what the sum of a step's losses is divided: their number, if they count alike."""
-    if any(batch.weights is not None for batch in batches):
-        return 1
-    return max(1, sum(int((batch.targets >= 0).sum()) for batch in batches))

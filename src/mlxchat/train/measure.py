@@ -24,7 +24,7 @@ from mlxchat.plan.plan import Plan
 from mlxchat.runtime import compute_dtype, machine, matmul_flops, mx, spare_memory
 from mlxchat.streams import STREAMS, one_thread_each
 from mlxchat.telemetry.clock import Timer
-from mlxchat.train.loop import Compile, StepParts, compile_step
+from mlxchat.train.step import Compile, StepParts, compile_step
 from mlxchat.train.world import ALONE, Act, World
 
 MODEL_SEED = 0

@@ -8,9 +8,9 @@ from mlxchat.optim import schedule
 from mlxchat.optim.optimizer import Rates
 from mlxchat.runtime import mx
 from mlxchat.train.batches import Batches
-from mlxchat.train.loop import Draw, StepParts
 from mlxchat.train.resume import TrainState
 from mlxchat.train.stage import Stage
+from mlxchat.train.step import Draw, StepParts
 
 
 def step_parts(

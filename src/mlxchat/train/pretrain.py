@@ -12,8 +12,10 @@ from mlxchat.data.preparation import WHOLE_TEXT, Preparation
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT
 from mlxchat.optim import schedule
+from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
-from mlxchat.plan.budget import Deadline, reason
+from mlxchat.plan.budget import reason
+from mlxchat.plan.deadline import Deadline
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan, plan
 from mlxchat.runtime import compute_dtype, hold_memory
@@ -25,7 +27,7 @@ from mlxchat.train import inputs
 from mlxchat.train.base import adapter_of, load_base, with_shape_of_base
 from mlxchat.train.core import RunCore
 from mlxchat.train.measure import Planner
-from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
+from mlxchat.train.resume import SavedRun, TrainState
 from mlxchat.train.run import run
 from mlxchat.train.stage import Prepared, Stage
 from mlxchat.train.tokenizer import chooses_vocabulary, ready_tokenizer
@@ -150,7 +152,7 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
             model, history, base = load_base(folder, home, config.dtype, lora, config.seed)
         else:
             model = GPT.new(made.model, config.seed, compute_dtype(config.dtype))
-        optimizer = new_optimizer(model)
+        optimizer = MuonAdamW(model)
         state = TrainState(made, tokenizer, model, optimizer, 0, LoaderState(), history, base)
         return Prepared(state, (reason(config, made),) if made.costs else ())
 

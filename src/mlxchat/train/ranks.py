@@ -26,11 +26,12 @@ from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Event, Noted
 from mlxchat.train.evaluation import never
-from mlxchat.train.loop import Draw, ShouldStop
+from mlxchat.train.loop import ShouldStop
 from mlxchat.train.measure import least_resources, step_seconds
 from mlxchat.train.parts import step_parts
 from mlxchat.train.sharing import Received, receive
 from mlxchat.train.stage import Stage
+from mlxchat.train.step import Draw
 from mlxchat.train.world import START_PATIENCE, Act, RanksDifferError, World
 
 WAIT_INTERVAL = 1.0  # seconds between two signs of life while the others wait
@@ -50,7 +51,7 @@ class LastNote:
 
 
 @dataclass
-class Together:
+class RankBatches:
     """Draws batches on all ranks at the same time, however long one of them waits for a shard.
 
     A waiting rank keeps exchanging messages, so that the others know it is alive and why they wait.
@@ -120,19 +121,19 @@ class Leader:
     Args:
         world: the ranks.
         plan: returns the plan as it is now.
-        together: draws the batches.
+        rank_batches: draws the batches.
     """
 
     world: World
     plan: Callable[[], Plan]
-    together: Together
+    rank_batches: RankBatches
 
     def __post_init__(self) -> None:
         self._sent = self.plan()
         self._waited_for = time.monotonic()
 
     def step(self, number: int, draw: Draw) -> list[Batch]:
-        """Announce a step and return its batches, as `Together.of_step` does."""
+        """Announce a step and return its batches, as `RankBatches.of_step` does."""
         if self.world.alone:
             return draw()
         if (plan := self.plan()) is not self._sent:
@@ -140,13 +141,13 @@ class Leader:
             self.world.gather_texts(plan.model_dump_json())
             self._sent = plan
         self.world.announce(Act.STEP, number)
-        return self.together.of_step(number, draw)
+        return self.rank_batches.of_step(number, draw)
 
     def evaluation(self, step: int) -> None:
         """Announce an evaluation; the ranks compare their weights before it."""
         if not self.world.alone:
             self.world.announce(Act.EVALUATE, step)
-            self.world.require_equal(self.together.weights(), step)
+            self.world.require_equal(self.rank_batches.weights(), step)
 
     def wait(self) -> bool:
         """Let the others know that rank 0 is busy, and alive; call it every few seconds.
@@ -155,11 +156,11 @@ class Leader:
             Whether any rank was asked to end.
         """
         if self.world.alone:
-            return self.together.asked()
+            return self.rank_batches.asked()
         if time.monotonic() <= self._waited_for + WAIT_INTERVAL:
             return False
         self.world.announce(Act.WAIT)
-        asked = self.together.any_asked()
+        asked = self.rank_batches.any_asked()
         self._waited_for = time.monotonic()
         return asked
 
@@ -181,7 +182,7 @@ def follow(
     """
     while True:
         with world.patient(START_PATIENCE):
-            act, _ = world.heard()
+            act, _ = world.listen()
         if act is Act.RESOURCES:
             least_resources(world, config.dtype)
         elif act is Act.MEASURE:
@@ -202,22 +203,22 @@ def _train(run: Received, note: LastNote, stop: ShouldStop) -> None:
     """Do what rank 0 announces, until it announces the end."""
     stage, documents, state = run
     world = stage.world
-    together = Together(world, stop, state.model.named_trainable, note)
-    evaluation = stage.evaluation(documents, state, together.draw)
+    rank_batches = RankBatches(world, stop, state.model.named_trainable, note)
+    evaluation = stage.evaluation(documents, state, rank_batches.draw)
     # The documents are closed first: that ends a wait for one of their shards.
     with stage.batches(documents, state) as batches, closing(documents):
-        launch = stage.compile(step_parts(stage, state, batches, together.of_step))
+        launch = stage.compile(step_parts(stage, state, batches, rank_batches.of_step))
         while True:
-            act, number = world.heard()
+            act, number = world.listen()
             if act is Act.STEP:
                 with suppress(Stopped):  # nobody makes the step, and the end follows
                     launch(number)
             elif act is Act.WAIT:
-                together.any_asked()
+                rank_batches.any_asked()
             elif act is Act.PLAN:
                 state.plan = _plan(world)
             elif act is Act.EVALUATE:
-                world.require_equal(together.weights(), number)
+                world.require_equal(rank_batches.weights(), number)
                 for _ in evaluation.events(number):
                     pass
             else:

@@ -14,7 +14,7 @@ from mlxchat.checkpoint.bases import BaseRecord
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.config.run import RunConfig
+from mlxchat.config.run import RunConfig, is_name
 from mlxchat.data.fingerprint import agree, frames, replaced
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import CheckpointError, ConfigError, DataError
@@ -66,7 +66,7 @@ def read_saved(run: Path, stage: str, config: Config) -> SavedRun[Config] | None
     """Read the newest checkpoint of a run; None if nothing has been saved.
 
     Args:
-        run: the folder of the run's saved steps.
+        run: the folder of the run's checkpoints.
         stage: the stage's name.
         config: the settings with which the run is to be resumed.
 
@@ -81,12 +81,26 @@ def read_saved(run: Path, stage: str, config: Config) -> SavedRun[Config] | None
     if differences := config.differences(state.settings.model_dump(mode="json")):
         raise ConfigError(
             f"The run {config.tag} was started with other settings: {', '.join(differences)}.",
-            f"Keep them as they were (`resume={config.tag}` alone does that), use another name "
-            "with `model_tag`, or start from scratch with `fresh`, which renames the old run.",
+            _how_to_differ(config, differences),
         )
     plan = state.plan
     rows = evaluation_rows(config, plan.model.sequence_len, plan.tokens_per_step)
     return SavedRun(folder, state, plan.model_copy(update={"eval_rows": rows}))
+
+
+def _how_to_differ(config: RunConfig, differences: Sequence[str]) -> str:
+    """Return the remedy where a run's name is taken by one with other settings."""
+    name = f"{config.tag}-{config.data_name}"
+    others_data = any(text.startswith(("`data`", "`dataset`")) for text in differences)
+    if others_data and config.model_tag is None and config.data_name and is_name(name):
+        return (
+            f"Give this run a name of its own: `model_tag={name}`. Or keep the settings as they "
+            f"were: `resume={config.tag}` alone does that."
+        )
+    return (
+        f"Keep them as they were (`resume={config.tag}` alone does that), use another name "
+        "with `model_tag`, or start from scratch with `fresh`, which renames the old run."
+    )
 
 
 def resume(
@@ -127,18 +141,13 @@ def load_state(plan: Plan, saved: SavedRun[Config], dtype: mx.Dtype) -> TrainSta
             "Use another name with `model_tag`, or start from scratch with `fresh`.",
         )
     stored.model.cast_frozen()
-    optimizer = new_optimizer(stored.model)
+    optimizer = MuonAdamW(stored.model)
     optimizer.state = trainer.read_optimizer(saved.folder, optimizer.state)
     loader = trainer.read_loader(saved.folder)
     before, step = history.read_file(saved.folder), saved.trainer.step
     return TrainState(
         plan, stored.tokenizer, stored.model, optimizer, step, loader, before, stored.base
     )
-
-
-def new_optimizer(model: GPT) -> MuonAdamW:
-    """Return an optimizer for a model, its state as before the first step."""
-    return MuonAdamW(model)
 
 
 # Is the data the same?

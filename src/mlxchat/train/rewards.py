@@ -8,29 +8,24 @@ a number. Several are summed, each with a weight. A user's function is named by 
     answer                    built in: 1 if the answer is right, else 0
     form                      built in: 1 if there is a number after "#### ", right or wrong
 
-The file runs in this process, with all of the user's permissions. The run continues whatever a
-function does: if it raises an exception, takes longer than `LONGEST_CALL`, returns something other
-than a number, or one beyond `LARGEST_REWARD`, its part of the reward is 0. Its output is not shown;
-printing and slow calls do not change the reward. Faults are counted by kind from the start of the
-process; the first of each kind is reported, then the tenth, the hundredth and so on. The run stops
-only if more than `MOST_FAULTY` of at least `FEWEST_SCORED` answers caused a fault. A function must
-give equal texts equal rewards; otherwise a resumed run differs from an uninterrupted one.
+The file runs in this process, with all of the user's permissions, and may import modules beside it.
+The run continues whatever a function does: if it raises an exception, takes too long, or returns
+something other than a number, or one that is too large, its part of the reward is 0
+(`mlxchat.train.reward_calls`). Only a function that cannot be stopped ends the program. Its output
+is not shown; printing and slow calls do not change the reward. Faults are counted by kind from the
+start of the process; the first of each kind is reported, then the tenth, the hundredth and so on.
+The run stops only if more than `MOST_FAULTY` of at least `FEWEST_SCORED` answers caused a fault. A
+function must give equal texts equal rewards; otherwise a resumed run differs from an uninterrupted
+one.
 """
 
 import inspect
-import io
-import math
-import signal
 import sys
-import threading
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from mlxchat.config.rl import BUILT_IN_REWARDS
@@ -40,16 +35,23 @@ from mlxchat.data.questions.question import AnswerCheck, final_number, is_right
 from mlxchat.errors import ConfigError, NotFound, reason_of
 from mlxchat.home import expanded
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
+from mlxchat.train.reward_calls import (
+    CALL_STOPPED_EVERY,
+    LONGEST_CALL,
+    MOST_CALL_STOPS,
+    Fault,
+    called_safely,
+    in_one_sentence,
+    users_code,
+)
+from mlxchat.train.world import GiveUp
 
 Reward = Callable[[str, str, str], float]  # of prompt, completion and answer
 
-LARGEST_REWARD = 1e6  # of a function, above 0 or below; also the largest weight
-LONGEST_CALL = 10.0  # seconds, after which a function is stopped
+LARGEST_REWARD_WEIGHT = 1e6  # of a function, above 0 or below
 SLOW_CALL = 1.0  # seconds, from which on a call is said to be slow
 MOST_FAULTY = 0.25  # share of answers
 FEWEST_SCORED = 32  # answers before that share ends a run
-_SHOWN = 80  # characters of what a function returned or printed
-_SHOWN_ERROR = 200  # characters of an exception
 _FORM = "Name a function as rewards.py:function, optionally with a weight: rewards.py:function:0.5."
 
 
@@ -61,21 +63,13 @@ class WeightedReward(NamedTuple):
     weight: float = 1.0
 
 
-@dataclass(frozen=True)
-class Fault:
-    """The fault of a function that did not return a usable number.
-
-    Attributes:
-        kind: a short phrase, the same for similar faults.
-        detail: a sentence about this one, to follow the function's name.
-    """
-
-    kind: str
-    detail: str
-
-
 class CheckedReward:
     """The weighted sum of several rewards, which is always a finite number.
+
+    Args:
+        rewards: what is added up.
+        clock: times the calls.
+        give_up: called if a function cannot be stopped; where it returns, the function goes on.
 
     Attributes:
         scored: the number of completions that have been scored.
@@ -83,10 +77,15 @@ class CheckedReward:
         counts: faults, calls that printed and slow calls, by function and kind.
     """
 
-    def __init__(self, rewards: Sequence[WeightedReward], clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[WeightedReward],
+        clock: Clock = SYSTEM_CLOCK,
+        give_up: GiveUp = lambda error: None,
+    ) -> None:
         self.scored = self.faulty = 0
         self.counts: Counter[tuple[str, str]] = Counter()
-        self._rewards, self._clock = tuple(rewards), clock
+        self._rewards, self._clock, self._give_up = tuple(rewards), clock, give_up
         self._notes: list[str] = []
 
     def score(self, prompt: str, completion: str, answer: str) -> float:
@@ -115,12 +114,11 @@ class CheckedReward:
 
     def _called(self, name: str, call: Callable[[], object]) -> float | Fault:
         """Return what a function returns, as a number, or its fault; counts what is to be said."""
-        heard, began = _Heard(), self._clock.seconds()
-        with redirect_stdout(heard), redirect_stderr(heard):
-            result = _number_of(call)
+        began = self._clock.seconds()
+        result, printed = called_safely(call, lambda: self._give_up(_unstoppable(name)))
         took = self._clock.seconds() - began
-        if heard.text:
-            self._count(name, "printed", f"printed {heard.text!r}, which is not shown.")
+        if printed:
+            self._count(name, "printed", f"printed {printed!r}, which is not shown.")
         if isinstance(result, Fault):
             self._count(name, result.kind, f"{result.detail} That counts as 0.")
         elif took >= SLOW_CALL:
@@ -142,6 +140,15 @@ class CheckedReward:
                 f"time {name} {fault.detail}",
                 "Fix the function, and start from scratch with `fresh`.",
             )
+
+
+def _unstoppable(name: str) -> ConfigError:
+    seconds = LONGEST_CALL + MOST_CALL_STOPS * CALL_STOPPED_EVERY
+    return ConfigError(
+        f"The reward {name} has run for {seconds:.0f} s and cannot be stopped, perhaps because it "
+        "catches every exception. What was learned since the last checkpoint is lost.",
+        "Catch only Exception in it, and start from scratch with `fresh`.",
+    )
 
 
 class NamedReward(NamedTuple):
@@ -192,7 +199,9 @@ def reward_fingerprints(given: Sequence[str] | None) -> dict[str, str]:
     return {str(file): fingerprint(file) for file in sorted(files)}
 
 
-def rewards_of(given: Sequence[str] | None, check: AnswerCheck) -> CheckedReward:
+def rewards_of(
+    given: Sequence[str] | None, check: AnswerCheck, give_up: GiveUp = lambda error: None
+) -> CheckedReward:
     """Return the rewards that the settings name, by default whether the answer is right.
 
     The files of functions are run, each once.
@@ -200,11 +209,12 @@ def rewards_of(given: Sequence[str] | None, check: AnswerCheck) -> CheckedReward
     Args:
         given: names of rewards, as for `named_rewards`.
         check: how the task's answers are checked.
+        give_up: see `CheckedReward`.
 
     Raises:
         NotFound: there is no such file, or no such function in it.
         ConfigError: a name has another form, the file cannot be run, or the function does not take
-            three texts.
+            three texts and return a number.
     """
     built_in: dict[str, Reward] = {
         "answer": lambda _, completion, answer: float(is_right(check, completion, answer)),
@@ -220,7 +230,7 @@ def rewards_of(given: Sequence[str] | None, check: AnswerCheck) -> CheckedReward
             modules[file] = _module(file)
         function = _function(modules[file], name)
         rewards.append(WeightedReward(f"{file.name}:{name}", function, weight))
-    return CheckedReward(rewards)
+    return CheckedReward(rewards, give_up=give_up)
 
 
 def _with_weight(text: str) -> tuple[str, float]:
@@ -230,16 +240,21 @@ def _with_weight(text: str) -> tuple[str, float]:
         weight = float(tail)
     except ValueError:
         return text, 1.0
-    if not 0 < abs(weight) <= LARGEST_REWARD:
+    most = f"{LARGEST_REWARD_WEIGHT:,.0f}"
+    if not 0 < abs(weight) <= LARGEST_REWARD_WEIGHT:
         raise ConfigError(
             f"The weight of the reward {text!r} is {tail}.",
-            f"Use a number other than 0, between -{LARGEST_REWARD:,.0f} and {LARGEST_REWARD:,.0f}.",
+            f"Use a number other than 0, between -{most} and {most}.",
         )
     return head, weight
 
 
 def _module(path: Path) -> ModuleType:
-    """Return a file that has been run, as a module; nothing is written beside it."""
+    """Return a file that has been run, as a module; nothing is written beside it.
+
+    Its folder is the last in which modules are looked for from then on, so that it can import what
+    is beside it and none of that takes the place of a module of the program.
+    """
     try:
         source = path.read_bytes()
     except FileNotFoundError:
@@ -249,12 +264,15 @@ def _module(path: Path) -> ModuleType:
     module = ModuleType(f"mlxchat_reward_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where dataclasses and pickles look for it
-    heard = _Heard()
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     try:
-        with redirect_stdout(heard), redirect_stderr(heard):
+        with users_code():
             exec(compile(source, str(path), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{path} cannot be run: {_said(error)}.", "Fix it.") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ConfigError(f"{path} cannot be run: {in_one_sentence(error)}.", "Fix it.") from error
     return module
 
 
@@ -274,95 +292,18 @@ def _function(module: ModuleType, name: str) -> Reward:
         ) from error
     except ValueError:
         pass  # a function in C that does not say what it takes
+    for says, is_such in _NOT_RETURNING.items():
+        if is_such(found) or is_such(getattr(found, "__call__", None)):  # noqa: B004  (of a class)
+            raise ConfigError(
+                f"The reward {name} of {module.__file__} returns no number: it {says}.",
+                f"Write def {name}(prompt, completion, answer) with a return.",
+            )
     reward: Reward = found
     return reward
 
 
-class _Heard(io.TextIOBase):
-    """A stream that keeps the beginning of what is written to it.
-
-    Attributes:
-        text: the beginning.
-    """
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text[: _SHOWN - len(self.text)]
-        return len(text)
-
-
-class _TookTooLongError(BaseException):
-    """A BaseException, so that the user's function does not catch it by accident."""
-
-
-def _number_of(call: Callable[[], object]) -> float | Fault:
-    """Return what a call returns, if that is a number to learn from, or what it did instead."""
-    try:
-        with _limited(LONGEST_CALL):
-            result = call()
-            number = _as_number(result)
-        if number is None:
-            kind = type(result).__name__
-            return Fault("returned no number", f"returned {_short(result)}, of type {kind}.")
-    except _TookTooLongError:
-        return Fault("took too long", f"took more than {LONGEST_CALL:g} s, and was stopped.")
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (the code is the user's)
-        return Fault("raised an exception", f"raised {_said(error)}.")
-    if math.isnan(number):
-        return Fault("returned no number", f"returned {number}.")
-    if abs(number) > LARGEST_REWARD:
-        bound = f"between -{LARGEST_REWARD:,.0f} and {LARGEST_REWARD:,.0f}"
-        return Fault(
-            "returned too large a number", f"returned {number:g}; a reward must be {bound}."
-        )
-    return number
-
-
-def _as_number(result: Any) -> float | None:
-    """Return a number of whatever library as a float; None for a text and what else is none."""
-    if isinstance(result, str | bytes | bytearray):
-        return None
-    try:
-        return float(result)
-    except (TypeError, ValueError):
-        return None
-    except OverflowError:  # an integer of hundreds of digits
-        return math.inf if result > 0 else -math.inf
-
-
-def _short(result: object) -> str:
-    text = repr(result)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _said(error: BaseException) -> str:
-    """Return the last line of a traceback, and the line of the file that it leads to."""
-    last = " ".join(traceback.format_exception_only(error)[-1].split()).rstrip(".")
-    if len(last) > _SHOWN_ERROR:
-        last = f"{last[:_SHOWN_ERROR]}..."
-    if isinstance(error, SyntaxError):
-        return f"{last} (line {error.lineno})"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame.lineno for frame in frames if frame.filename != __file__]
-    return f"{last} (line {own[-1]})" if own else last
-
-
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Raise `_TookTooLongError` within the context after some time, in the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(_signal: int, _frame: FrameType | None) -> None:
-        raise _TookTooLongError
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+_NOT_RETURNING: dict[str, Callable[[Any], bool]] = {
+    "is an async function": inspect.iscoroutinefunction,
+    "is a generator": inspect.isgeneratorfunction,
+    "is an async generator": inspect.isasyncgenfunction,
+}

@@ -24,6 +24,7 @@ from mlxchat.data.questions.tasks import GSM8K_SOURCE, questions_of
 from mlxchat.engine.rollout import answer_keys
 from mlxchat.errors import CheckpointError, ConfigError, DataError, MlxchatError, NotFound, command
 from mlxchat.home import Home
+from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import compute_dtype, hold_memory
@@ -36,8 +37,8 @@ from mlxchat.train.base import adapter_plan, load_base, require_trainable, with_
 from mlxchat.train.evaluation import Evaluation, never
 from mlxchat.train.examiner import Examiner
 from mlxchat.train.judgement import JudgedEvaluation
-from mlxchat.train.loop import Draw, ShouldStop
-from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
+from mlxchat.train.loop import ShouldStop
+from mlxchat.train.resume import SavedRun, TrainState
 from mlxchat.train.rewards import CheckedReward, reward_fingerprints, rewards_of
 from mlxchat.train.rl_documents import QuestionDocuments, files_of
 from mlxchat.train.rl_plan import RL_MOMENTUM, question_survey, rl_plan
@@ -45,11 +46,13 @@ from mlxchat.train.rollouts import OF_EVALUATIONS, Rollouts
 from mlxchat.train.run import run
 from mlxchat.train.sft import FineTuning
 from mlxchat.train.stage import Prepared, Stage
+from mlxchat.train.step import Draw
 from mlxchat.train.world import ALONE, World
 
 SHOWN = 2  # samples
 LEVEL_SAMPLES = 4  # answers to each question by which a level is chosen
 LEVEL_TOGETHER = 256
+HOPELESS = 0.1  # share of right answers below which published runs gained nothing
 
 
 def run_reinforcement(
@@ -110,17 +113,27 @@ def with_level(
                 return config.model_copy(update={"level": state.settings.level}), []
     found = _found_level(config, home, report, clock)
     if not found.share:
-        learnt = TaskChoice(config.task, 1, config.calculator)
         raise ConfigError(
             f"The model answers none of the {config.task} questions correctly, at any level, so "
             "there is nothing to reward.",
-            "Fine-tune it on the task first, or choose another `task`: "
-            + command("sft", source=config.source, data=str(learnt), model_tag=config.task),
+            f"Choose another `task`, or fine-tune the model on this one first: {_to_learn(config)}",
         )
-    tried = ", ".join(f"{share:.0%} at level {level}" for level, share in found.shares.items())
-    note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.0%} right"
+    tried = ", ".join(f"{share:.1%} at level {level}" for level, share in found.shares.items())
+    note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.1%} right"
     note += "." if found.suits else f", though 20 to 60% would suit it better ({tried})."
-    return config.model_copy(update={"level": found.level}), [note]
+    notes = [note]
+    if found.share < HOPELESS:
+        notes.append(
+            f"From less than {HOPELESS:.0%} right, little is learned. Better fine-tune the model "
+            f"on the task first: {_to_learn(config)}"
+        )
+    return config.model_copy(update={"level": found.level}), notes
+
+
+def _to_learn(config: RlConfig) -> str:
+    """Return the command that fine-tunes the model on the easiest questions of its task."""
+    easiest = str(TaskChoice(config.task, 1, config.calculator))
+    return command("sft", source=config.source, data=easiest, model_tag=config.task)
 
 
 def _found_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> FoundLevel:
@@ -231,21 +244,25 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         return super().learning_rate_multiplier(plan, step)
 
     @cached_property
+    def source(self) -> QuestionSource:
+        """The questions, which are read when they are first used: a file of them may be large."""
+        return _questions(self.config, self.home)
+
+    @cached_property
     def reward(self) -> CheckedReward:
         """The reward of an answer. Its functions' files are run when it is first used."""
-        return rewards_of(self.config.reward, _questions(self.config, self.home).check)
+        return rewards_of(self.config.reward, self.source.check, self.world.give_up)
 
     def require_named_data(self) -> None:
-        """Check that the questions and the reward are there which the settings name."""
-        _questions(self.config, self.home)
+        """Check that the questions are there which the settings name."""
+        _ = self.source
 
     def open(self, saved: SavedRun[RlConfig] | None) -> QuestionDocuments:
         """Open the questions: for a saved run, those that it was started with."""
         self.world.rows(self.config.examples, "questions", "examples")
-        source = _questions(self.config, self.home)
         _ = self.reward  # what is wrong with it is said before anything else is made
         files = files_of(self.config.task, reward_fingerprints(self.config.reward))
-        documents = QuestionDocuments(source, files, self.config.seed)
+        documents = QuestionDocuments(self.source, files, self.config.seed)
         if saved:
             self._require_same(saved.trainer.fingerprints, documents.fingerprints)
         return documents
@@ -261,7 +278,7 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
 
     def validation(self, names: list[str]) -> QuestionDocuments:
         """Open the questions, of which some are held out."""
-        return QuestionDocuments(_questions(self.config, self.home), {}, self.config.seed)
+        return QuestionDocuments(self.source, {}, self.config.seed)
 
     def notes(self, documents: QuestionDocuments) -> Iterator[str]:
         """Return the model to begin with."""
@@ -277,11 +294,11 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         adapter = adapter_plan(folder, lora, resources.value_bytes)
         tokenizer = Tokenizer.load(folder)
         found = question_survey(documents.source, tokenizer, self.report, self.clock)
-        yield Noted(self.clock(), found.summary(documents.source.name))
+        yield Noted(self.clock(), found.summary(Path(documents.source.name).name))
         plan = rl_plan(config, layout.read_config(folder), found, resources, adapter)
         hold_memory(plan.memory_limit, plan.peak, config.wired)
         model, before, record = load_base(folder, home, config.dtype, lora, config.seed)
-        optimizer = new_optimizer(model)
+        optimizer = MuonAdamW(model)
         state = TrainState(plan, tokenizer, model, optimizer, 0, LoaderState(), before, record)
         return Prepared(state, ())
 

@@ -1,7 +1,7 @@
 """The questions of a run as its dataset, with held-out questions and what resuming compares."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,7 @@ class QuestionDocuments:
     def __init__(self, source: QuestionSource, files: dict[str, str], seed: int) -> None:
         self.source = source
         self._files, self._seed = files, seed
+        self._latest: tuple[int, Sequence[int]] = 0, ()  # an epoch and its order
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,15 +55,22 @@ class QuestionDocuments:
         """
         found: list[TaskQuestion] = []
         while len(found) < count:
-            order = range(len(self.source.train))
-            if cursor.epoch > 1:
-                order = Random(f"{self._seed}/{cursor.epoch}").sample(order, len(order))  # type: ignore[assignment]
+            order = self._order(cursor.epoch)
             taken = order[cursor.row : cursor.row + count - len(found)]
             found += [self.source.train[index] for index in taken]
             row = cursor.row + len(taken)
             whole = row >= len(order)
             cursor = Cursor(cursor.epoch + whole, 0, 0 if whole else row)
         return found, cursor
+
+    def _order(self, epoch: int) -> Sequence[int]:
+        """Return the indices of an epoch; those of the latest one are kept."""
+        if self._latest[0] != epoch:
+            order: Sequence[int] = range(len(self.source.train))
+            if epoch > 1:
+                order = Random(f"{self._seed}/{epoch}").sample(order, len(order))
+            self._latest = epoch, order
+        return self._latest[1]
 
     def training(self, start: Cursor) -> Iterator[Read]:
         """Yield the questions to train on with their replies, without end."""

@@ -150,14 +150,14 @@ class Rollouts:
     ) -> Examined:
         total, told = keys.shape[0] * keys.shape[1], -TOLD_EVERY
 
-        def watch(ended: int) -> None:
+        def watch(ended: int, rewarded: int) -> None:
             nonlocal told
             if self._stop():
                 raise Stopped
             now = self._clock.seconds()
             if now - told >= TOLD_EVERY:
                 told = now
-                self._report(Drawing(self._clock(), number, ended, total))
+                self._report(Drawing(self._clock(), number, ended, total, rewarded))
 
         return self._examiner.ask(questions, keys, watch)
 

@@ -24,11 +24,10 @@ from mlxchat.telemetry.tracking import Tracking
 from mlxchat.train.activities import Activities
 from mlxchat.train.batches import Batches
 from mlxchat.train.divergence import NotFiniteError, diverged
-from mlxchat.train.evaluation import never
 from mlxchat.train.loop import Cadence, Hooks, train
 from mlxchat.train.measure import resources_of_all
 from mlxchat.train.parts import step_parts
-from mlxchat.train.ranks import Leader, Together, differing
+from mlxchat.train.ranks import differing
 from mlxchat.train.resume import TrainState, resume
 from mlxchat.train.sharing import send
 from mlxchat.train.stage import Prepared, Stage
@@ -101,37 +100,25 @@ def run(
 
         send(stage, documents, state)
 
-        # Log and status file: other programs follow the run by them.
+        # Log, status file and tracker: other programs follow the run by them.
         path = home.log(config.tag)
         log = stack.enter_context(RunLog(path, state.step))
         status = stack.enter_context(
             StatusFile(status_path(path), meter, runtime.memory_use, clock)
         )
-
         track = stack.enter_context(_tracking(stage, state, meter, stop))
 
         # Training
-        def asked_to_end() -> bool:
-            return log.failed or stop()
-
-        def tell(text: str) -> None:
-            stage.report(Noted(clock(), text))
-
-        weights = state.model.named_trainable
-        together = Together(stage.world, asked_to_end, weights, tell=tell)
-        leader = Leader(stage.world, lambda: state.plan, together)
         activities = Activities(
-            stage=stage,
-            documents=documents,
-            state=state,
-            meter=meter,
-            log=log,
-            core=core,
-            deadline=stage.deadline(state.plan, started_at),
-            revision=saved.trainer.revision if saved else None,
-            leader=leader,
-            # What several ranks do together is not cut short by one of them.
-            stop=asked_to_end if stage.world.alone else never,
+            stage,
+            documents,
+            state,
+            meter,
+            log,
+            core,
+            stage.deadline(state.plan, started_at),
+            saved.trainer.revision if saved else None,
+            stop,
         )
         batches = stack.enter_context(stage.batches(documents, state, activities.stop))
         for event in _events(activities, batches, notes):
@@ -225,25 +212,8 @@ def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) ->
         DeviceError: the device failed.
     """
     stage, state = activities.stage, activities.state
-    config, clock, plan = stage.config, stage.clock, state.plan
-    machine, ranks = runtime.machine(), stage.world.size
-    product = runtime.product_flops(runtime.compute_dtype(config.dtype))
-    yield Started(
-        clock(),
-        tag=config.tag,
-        step=state.step,
-        total_steps=plan.num_iterations,
-        tokens_per_step=plan.tokens_per_step,
-        flops_per_token=plan.flops_per_token,
-        peak_flops=ranks * machine.peak_flops if machine.peak_flops else None,
-        device=machine.device,
-        parameters=plan.parameters,
-        estimated_memory=plan.peak,
-        matmul_flops=ranks * product if product else None,
-        ranks=ranks,
-        python=python_version(),
-        system=system_version(),
-    )
+    config, clock = stage.config, stage.clock
+    yield _started(stage, state)
     for note in notes:
         yield Noted(clock(), note)
 
@@ -262,7 +232,7 @@ def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) ->
         Cadence(
             config.eval_every,
             activities.core.every if activities.core else 0,
-            config.sampling_interval(plan.num_iterations),
+            config.sampling_interval(state.plan.num_iterations),
             config.save_every,
         ),
         step=state.step,
@@ -270,7 +240,7 @@ def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) ->
         core_measured=any(point.step == state.step for point in activities.meter.core),
         shards=activities.documents.shards,
         ahead=not stage.draws,
-        computes_at_launch=machine.backend == "cpu",
+        computes_at_launch=runtime.machine().backend == "cpu",
     )
     try:
         with explained():
@@ -284,6 +254,28 @@ def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) ->
         raise diverged(error, stage.folder, activities.documents.names) from error
     except RanksDifferError as error:
         raise differing(error) from error
+
+
+def _started(stage: Stage[Any, Any], state: TrainState) -> Started:
+    """Return the event that says what is trained, and on which device."""
+    machine, plan, ranks = runtime.machine(), state.plan, stage.world.size
+    product = runtime.product_flops(runtime.compute_dtype(stage.config.dtype))
+    return Started(
+        stage.clock(),
+        tag=stage.config.tag,
+        step=state.step,
+        total_steps=plan.num_iterations,
+        tokens_per_step=plan.tokens_per_step,
+        flops_per_token=plan.flops_per_token,
+        peak_flops=ranks * machine.peak_flops if machine.peak_flops else None,
+        device=machine.device,
+        parameters=plan.parameters,
+        estimated_memory=plan.peak,
+        matmul_flops=ranks * product if product else None,
+        ranks=ranks,
+        python=python_version(),
+        system=system_version(),
+    )
 
 
 def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:

@@ -36,7 +36,9 @@ def settings_to_resume(
         CheckpointError: what it has saved is damaged, or no training can resume from it.
     """
     if not isinstance(name, str):
-        raise ConfigError(f"`resume={name!a:.99}` is no name of a run.", "Give its name, as text.")
+        raise ConfigError(
+            f"`resume={name!a:.99}` is not the name of a run.", "Give its name, as text."
+        )
     [stage] = [stage for stage in STAGES.values() if stage.settings is kind]
     if given.get("model_tag") not in (None, name):
         raise ConfigError(

@@ -17,6 +17,7 @@ from mlxchat.errors import DataError, NotFound
 from mlxchat.home import Home
 from mlxchat.names import composed
 from mlxchat.optim import schedule
+from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import hold_memory
@@ -26,13 +27,13 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
 from mlxchat.train.base import adapter_plan, load_base, read_base, with_default_source
-from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
+from mlxchat.train.resume import SavedRun, TrainState
 from mlxchat.train.run import run
 from mlxchat.train.sft_plan import conversation_plan, survey
 from mlxchat.train.stage import Prepared, Stage, share_held_out
 from mlxchat.train.world import ALONE, World
 
-OF_EARLIER_VERSION = (
+EARLIER_VERSION = (
     "This run was saved by an earlier version of mlxchat, which packed conversations into rows in "
     "another order and skipped more of them. It resumes with this version's packing, so the "
     "result will differ slightly from what that version would have produced."
@@ -180,7 +181,7 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         their files have rows that those versions skipped.
         """
         if before is None:
-            self.report(Noted(self.clock(), OF_EARLIER_VERSION))
+            self.report(Noted(self.clock(), EARLIER_VERSION))
         elif before != found:
             raise DataError(
                 f"The run {self.config.tag} was started by a version of mlxchat that reads or "
@@ -218,7 +219,7 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         plan = conversation_plan(config, base, found.rows, resources, adapter)
         hold_memory(plan.memory_limit, plan.peak, config.wired)
         model, before, record = load_base(folder, home, config.dtype, lora, config.seed)
-        optimizer = new_optimizer(model)
+        optimizer = MuonAdamW(model)
         if config.load_optimizer:
             optimizer.state = trainer.read_optimizer(folder, optimizer.state)
         state = TrainState(plan, tokenizer, model, optimizer, 0, LoaderState(), before, record)

@@ -23,11 +23,12 @@ from mlxchat.model.gpt import GPT
 from mlxchat.model.lora import add_adapter
 from mlxchat.model.quantization import Format
 from mlxchat.model.quantized import formats_of, quantize_layers
+from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.runtime import check_limits, compute_dtype, hold_memory, mx
 from mlxchat.telemetry.events import Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
-from mlxchat.train.resume import SavedRun, TrainState, new_optimizer
+from mlxchat.train.resume import SavedRun, TrainState
 from mlxchat.train.stage import Stage
 from mlxchat.train.world import START_PATIENCE, Act, World
 
@@ -152,7 +153,7 @@ def _received(
     if of_model.adapter is not None:
         add_adapter(model, of_model.adapter)
         model.cast_frozen()
-    optimizer = new_optimizer(model)
+    optimizer = MuonAdamW(model)
     state = TrainState(plan, tokenizer, model, optimizer, saved.trainer.step, LoaderState())
     _share_arrays(stage.world, state)
     return state

@@ -26,7 +26,7 @@ from mlxchat.engine.tools import ToolUse
 from mlxchat.errors import CheckpointError, ConfigError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.optim import schedule
-from mlxchat.plan.budget import Deadline
+from mlxchat.plan.deadline import Deadline
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
@@ -35,9 +35,10 @@ from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.batches import Batches, LoadedBatches
 from mlxchat.train.core import RunCore
 from mlxchat.train.evaluation import Evaluation, LossEvaluation, never
-from mlxchat.train.loop import Compile, Draw, ShouldStop, compile_step
+from mlxchat.train.loop import ShouldStop
 from mlxchat.train.resume import Config, SavedRun, TrainState, read_saved
 from mlxchat.train.samples import SAMPLES, SAMPLES_ON_THE_WAY, samples
+from mlxchat.train.step import Compile, Draw, compile_step
 from mlxchat.train.world import ALONE, World
 
 Corpus = TypeVar("Corpus", bound=Documents)
@@ -80,7 +81,7 @@ class Stage(ABC, Generic[Config, Corpus]):
 
     @property
     def folder(self) -> Path:
-        """The folder of the run's saved steps."""
+        """The folder of the run's checkpoints."""
         return self.home.stage(self.name) / self.config.tag
 
     # What follows from the settings
@@ -256,7 +257,7 @@ STAGES: dict[str, type[Stage[Any, Any]]] = {}  # by name; filled in train/__init
 
 
 def read_trainer(folder: Path) -> TrainerState[RunConfig]:
-    """Read the trainer's state of a saved step, whatever its stage.
+    """Read the trainer's state of a checkpoint, whatever its stage.
 
     Raises:
         CheckpointError: as `mlxchat.checkpoint.trainer.read_state`.
@@ -265,7 +266,7 @@ def read_trainer(folder: Path) -> TrainerState[RunConfig]:
 
 
 def stage_of(state: TrainerState[RunConfig], home: Home) -> Stage[Any, Any]:
-    """Return the stage of a saved step, with the settings of its run."""
+    """Return the stage of a checkpoint, with the settings of its run."""
     return STAGES[state.stage](state.settings, home)
 
 

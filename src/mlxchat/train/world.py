@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from mlxchat.config.ranks import ANOTHER_ENDED, RANK_PATIENCE, backend_of_ranks
 from mlxchat.counts import counted
-from mlxchat.errors import ConfigError, DeviceError, reason_of
+from mlxchat.errors import ConfigError, DeviceError, MlxchatError, reason_of
 from mlxchat.model.gpt import Arrays
 from mlxchat.runtime import mx
 
@@ -31,8 +31,8 @@ SUMMED_BYTES = 32 * 2**20  # summed at a time, so that copies of the gradients t
 COMPARED = 2**22  # words of an array at a time
 WORD_TYPES = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}  # by the size of an array's numbers
 
-Late = Callable[[DeviceError], None]
-"""Ends the process with that error, called in a thread of its own: the main thread hangs."""
+GiveUp = Callable[[MlxchatError], None]
+"""Ends the process with that error, called while the main thread hangs."""
 
 
 class Act(IntEnum):
@@ -59,7 +59,7 @@ class World:
         group: the ranks; None for this process alone.
         on_cpu: exchange on the CPU, where waiting does not trigger a GPU's watchdog.
         patience: seconds within which the other ranks must respond.
-        late: called if they do not.
+        give_up: called if they do not, or if this process hangs for another reason.
         sent_as: the data type in which matrices' gradients are sent; bfloat16 halves the traffic,
             with rounding.
     """
@@ -69,10 +69,11 @@ class World:
         group: mx.distributed.Group | None = None,
         on_cpu: bool = True,
         patience: float = RANK_PATIENCE,
-        late: Late = lambda error: None,
+        give_up: GiveUp = lambda error: None,
         sent_as: mx.Dtype = mx.float32,
     ) -> None:
-        self._group, self._late, self._patience = group, late, patience
+        self.give_up = give_up
+        self._group, self._patience = group, patience
         self._stream = mx.cpu if on_cpu else None
         self.sent_as = sent_as
         self.rank = group.rank() if group else 0
@@ -120,7 +121,7 @@ class World:
         """Tell the other ranks that nothing follows, so that they end."""
         self.announce(Act.END)
 
-    def heard(self) -> tuple[Act, int]:
+    def listen(self) -> tuple[Act, int]:
         """Wait for an announcement; the other ranks do."""
         act, number = self.gather([Act.END, 0])[0]
         return Act(int(act)), int(number)
@@ -215,7 +216,7 @@ class World:
 
     def _evaluate(self, array: mx.array) -> None:
         try:
-            with watched(self._patience, self._late):
+            with watched(self._patience, self.give_up):
                 mx.eval(array)
         except RuntimeError as error:
             raise lost(f"{ANOTHER_ENDED}: {reason_of(error)}.") from error
@@ -224,13 +225,13 @@ class World:
 ALONE = World()
 
 
-def connect(patience: float, late: Late, sent_as: mx.Dtype = mx.float32) -> World:
+def connect(patience: float, give_up: GiveUp, sent_as: mx.Dtype = mx.float32) -> World:
     """Join the ranks that this process was launched with; one that was not is alone.
 
     Args:
         patience: seconds in which the other ranks must answer, always; if they do not start within
             that time, the process is ended by SIGALRM.
-        late: called in a thread of its own if they do not.
+        give_up: see `World`; called in a thread of its own if they do not.
         sent_as: see `World`.
 
     Raises:
@@ -238,7 +239,7 @@ def connect(patience: float, late: Late, sent_as: mx.Dtype = mx.float32) -> Worl
     """
     backend = backend_of_ranks()
     if backend is None:
-        return ALONE
+        return World(give_up=give_up)
     try:
         # MLX lets no thread of Python's run meanwhile, so that `watched` would wait as well.
         signal.setitimer(signal.ITIMER_REAL, patience)
@@ -247,11 +248,11 @@ def connect(patience: float, late: Late, sent_as: mx.Dtype = mx.float32) -> Worl
         raise lost(f"The ranks could not connect ({backend}): {reason_of(error)}.") from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return World(group, backend != "nccl", patience, late, sent_as)
+    return World(group, backend != "nccl", patience, give_up, sent_as)
 
 
 @contextmanager
-def watched(patience: float, late: Late) -> Iterator[None]:
+def watched(patience: float, give_up: GiveUp) -> Iterator[None]:
     """Give up after ``patience``, from a thread: a main thread that hangs cannot be woken up.
 
     Time in which this process is stopped, by Ctrl-Z, counts as one `TICK` at most.
@@ -262,7 +263,7 @@ def watched(patience: float, late: Late) -> Iterator[None]:
         for _ in range(math.ceil(patience / TICK)):
             if done.wait(TICK):
                 return
-        late(lost(f"Another rank has not responded for {patience:.0f} s."))
+        give_up(lost(f"Another rank has not responded for {patience:.0f} s."))
 
     threading.Thread(target=watch, name="watching ranks", daemon=True).start()
     try:

@@ -21,8 +21,6 @@ from mlxchat.ui.text import as_options, in_one_line
 from mlxchat.ui.views import JsonView, LiveView, PlainView, View
 from mlxchat.ui.wrapping import WordStream
 
-ROOM_FOR_COMMANDS = 60  # columns of a terminal below which the words of a remedy are kept whole
-
 
 class Screen:
     """Shows the events of a run, of downloads and of other tasks, as a context manager.
@@ -71,18 +69,35 @@ class Screen:
         self._view.show(event, self._meter)
 
     def __enter__(self) -> "Screen":
+        _screens.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._open = False
+        if self in _screens:
+            _screens.remove(self)
         self._view.close()
 
 
-def say(text: str = "", stream: TextIO | None = None) -> None:
-    """Print text, by default to standard output; the terminal wraps it.
+_screens: list[Screen] = []  # within their contexts
 
-    A command in it can be copied whole, even if it takes several lines.
+
+def close_screens() -> None:
+    """End all panels and bars, for a process that says why it ends and runs no clean-up."""
+    for screen in tuple(_screens):
+        screen.__exit__()
+
+
+def say(text: str = "", stream: TextIO | None = None) -> None:
+    """Print text, by default to standard output; on a terminal, lines end between words.
+
+    Commands, paths and addresses can be copied whole, even if they take several lines.
     """
+    _print_words(console_for(stream or sys.stdout), text)
+
+
+def say_whole(text: str, stream: TextIO | None = None) -> None:
+    """Print lines as they are, such as a command or a traceback; the terminal breaks them."""
     console_for(stream or sys.stdout).print(Text(text), soft_wrap=True)
 
 
@@ -105,17 +120,14 @@ def error(problem: str, remedy: str = "", stream: TextIO | None = None) -> None:
     console = console_for(stream or sys.stderr)
     console.print(Text("Error: ", "bold red"), end="", soft_wrap=True)
     _print_words(console, in_one_line(as_options(problem)), len("Error: "))
-    remedy = in_one_line(as_options(remedy))
-    if remedy and console.width < ROOM_FOR_COMMANDS:
+    if remedy := in_one_line(as_options(remedy)):
         _print_words(console, remedy)
-    elif remedy:  # the terminal wraps it, so that a command in it can be copied whole
-        console.print(Text(remedy), soft_wrap=True)
 
 
 def _print_words(console: LiteralConsole, text: str, column: int = 0) -> None:
-    """Print a text from a column on; a word longer than a line stays whole, to be copied."""
+    """Print a text from a column on, as `in_lines` breaks it; a file gets it as it is."""
     words = WordStream(console, column)
-    words.write(text)
+    words.write_prose(text)
     words.close()
     console.write("\n")
 
@@ -123,9 +135,8 @@ def _print_words(console: LiteralConsole, text: str, column: int = 0) -> None:
 def warning(text: str, stream: TextIO | None = None) -> None:
     """Print a warning, by default to standard error."""
     console = console_for(stream or sys.stderr)
-    whole = not console.is_terminal  # on a terminal, rich wraps between words
-    shown = Text.assemble(("Warning: ", "bold yellow"), in_one_line(as_options(text)))
-    console.print(shown, soft_wrap=whole)
+    console.print(Text("Warning: ", "bold yellow"), end="", soft_wrap=True)
+    _print_words(console, in_one_line(as_options(text)), len("Warning: "))
 
 
 def table(

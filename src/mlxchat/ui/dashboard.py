@@ -13,13 +13,12 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from mlxchat.counts import round_size
+from mlxchat.counts import duration, part_of_size, round_size
 from mlxchat.telemetry.events import Drawing, Evaluating, Memory, Rewarded, Sampled, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.text import (
     Cell,
     column,
-    duration,
     in_one_line,
     join,
     labelled_bar,
@@ -98,6 +97,7 @@ ROUNDED = 1e6  # the loss from which it is shown with two digits
 CURVE_HEIGHT = 10  # the most lines of a curve below the numbers
 BESIDE_WIDTH, BESIDE_HEIGHT = 110, 22  # the size from which the curve stands beside them
 SAMPLE_LINES = 2
+INTERVAL_WIDTH = 50  # columns from which shares are shown with their intervals
 SLOW = 2.0  # seconds without a first step, after which the panel says why
 
 
@@ -139,13 +139,13 @@ def dashboard(
         label = f"evaluating {under_way.batch:,}/{under_way.batches:,}"
         lines.append(labelled_bar(label, under_way.batch, under_way.batches, inner, left=left))
     elif under_way:
-        label = f"sampling answers {under_way.answers:,}/{under_way.total:,}"
-        lines.append(labelled_bar(label, under_way.answers, under_way.total, inner, left=left))
+        done = under_way.rewarded or under_way.answers
+        lines.append(labelled_bar(under_way.in_words, done, under_way.total, inner, left=left))
     elif latest is None and waited >= SLOW:
         compiling = Text(f"compiling the first step, {duration(waited)} so far", style="dim")
         compiling.truncate(inner, overflow="ellipsis")
         lines.append(compiling)
-    groups = _numbers(meter, latest, waited)
+    groups = _numbers(meter, latest, waited, width >= INTERVAL_WIDTH)
     room = height - 2 - len(lines)
     if width >= BESIDE_WIDTH and room >= BESIDE_HEIGHT - 3:
         lines += [Text(), *_beside(groups, meter, inner)]
@@ -170,10 +170,12 @@ def _progress(meter: Meter, width: int) -> Text:
     return labelled_bar(label, meter.step, meter.total_steps, width, "green")
 
 
-def _numbers(meter: Meter, latest: Stepped | None, waited: float) -> list[list[Cell]]:
+def _numbers(
+    meter: Meter, latest: Stepped | None, waited: float, has_room: bool
+) -> list[list[Cell]]:
     """Return three groups of numbers, one per column if there is room: loss, speed, memory."""
     if meter.rewarded is not None:
-        learning, speeds = _of_answers(meter, meter.rewarded, latest)
+        learning, speeds = _of_answers(meter, meter.rewarded, latest, has_room)
     else:
         learning, speeds = _of_text(meter, latest)
     left = meter.seconds_left
@@ -189,19 +191,25 @@ def _numbers(meter: Meter, latest: Stepped | None, waited: float) -> list[list[C
 
 
 def _of_answers(
-    meter: Meter, rewarded: Rewarded, latest: Stepped | None
+    meter: Meter, rewarded: Rewarded, latest: Stepped | None, has_room: bool
 ) -> tuple[list[Cell], list[Cell]]:
-    """Return what a run that learns from rewarded answers shows of these, and of its speed."""
+    """Return what a run that learns from rewarded answers shows of these, and of its speed.
+
+    Args:
+        meter: the run's events so far.
+        rewarded: the answers of the last step.
+        latest: the last step; None before the first one of this process.
+        has_room: whether intervals are shown.
+    """
     reward = math.nan if meter.reward is None else meter.reward
     learning = [Cell("reward", f"{reward:.3f}")]
     if meter.judged is not None:
         judged = meter.judged
-        half = (judged.pass_1_high - judged.pass_1_low) / 2
-        learning.append(Cell("pass@1", f"{judged.pass_1:.1%} ± {100 * half:.1f}"))
+        ends = (judged.pass_1_low, judged.pass_1_high) if has_room else None
+        learning.append(Cell("pass@1", share_within(judged.pass_1, ends)))
         if judged.samples > 1:
-            half = (judged.pass_k_high - judged.pass_k_low) / 2
-            of_k = f"{judged.pass_k:.1%} ± {100 * half:.1f}"
-            learning.append(Cell(f"pass@{judged.samples}", of_k))
+            ends = (judged.pass_k_low, judged.pass_k_high) if has_room else None
+            learning.append(Cell(f"pass@{judged.samples}", share_within(judged.pass_k, ends)))
     learning.append(Cell("all right", f"{rewarded.all_right:.0%}"))
     learning.append(Cell("all wrong", f"{rewarded.all_wrong:.0%}"))
     learning.append(Cell("entropy", f"{rewarded.entropy:.3f}"))
@@ -215,6 +223,15 @@ def _of_answers(
         speeds.append(Cell("learning rate", f"{latest.learning_rate:.3g}"))
         speeds.append(Cell("gradient norm", f"{latest.gradient_norm:.3g}"))
     return learning, speeds
+
+
+def share_within(share: float, ends: tuple[float, float] | None = None) -> str:
+    """Return a share with the ends of its interval, which is lopsided near 0 and 1.
+
+    >>> share_within(0.98, (0.93, 0.995)), share_within(0.98)
+    ('98.0% (93.0% to 99.5%)', '98.0%')
+    """
+    return f"{share:.1%} ({ends[0]:.1%} to {ends[1]:.1%})" if ends else f"{share:.1%}"
 
 
 def speed(tokens: int, seconds: float) -> str:
@@ -251,7 +268,7 @@ def _memory(memory: Memory, meter: Meter) -> list[Cell]:
     peak = round_size(meter.peak_memory)
     if meter.started and meter.started.estimated_memory:
         peak += f" of ~{round_size(meter.started.estimated_memory)}"
-    used = f"{memory.machine_used / 2**30:.1f} of {round_size(memory.machine_total)}"
+    used = part_of_size(memory.machine_used, memory.machine_total)
     return [
         Cell("MLX active", round_size(memory.active)),
         Cell("MLX peak", peak),

@@ -10,13 +10,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mlxchat.counts import duration
 from mlxchat.doctor.check import Finding, Health
 from mlxchat.doctor.examination import Examination
 from mlxchat.doctor.mac import MacAnswer
 from mlxchat.errors import command
 from mlxchat.ui.output import console_for
 from mlxchat.ui.tables import ABREAST, in_a_cell
-from mlxchat.ui.text import amount, as_options, duration, in_one_line
+from mlxchat.ui.text import amount, as_options, in_one_line
 
 STYLES: dict[Health, str] = {
     "ok": "green",

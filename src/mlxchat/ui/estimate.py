@@ -41,7 +41,7 @@ VOCABULARY_SOURCES = {
 
 
 def estimate_heading(facts: Estimate) -> list[str]:
-    """Return the lines that name the model, its vocabulary, and the saved step."""
+    """Return the lines that name the model, its vocabulary, and the checkpoint."""
     model = facts.plan.model
     source = VOCABULARY_SOURCES[facts.vocabulary_from]
     lines = [

@@ -21,7 +21,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from mlxchat.counts import round_size
+from mlxchat.counts import duration, part_of_size, round_size
 from mlxchat.monitor.runs import Snapshot, State, WatchedRun
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 from mlxchat.telemetry.events import MACHINE_FULL
@@ -32,7 +32,6 @@ from mlxchat.ui.text import (
     amount,
     as_options,
     column,
-    duration,
     flow,
     grid,
     in_one_line,
@@ -45,7 +44,7 @@ from mlxchat.ui.text import (
 MOST_ROWS, LEAST_ROWS = 12, 6  # lines of numbers and curve in a panel
 LEAST_CURVE = 20  # characters
 LEAST_VALUE = 20  # characters, so that the curve stays in place while numbers get longer
-SHOWN_STEPS = 3  # saved steps that are listed
+SHOWN_STEPS = 3  # checkpoints that are listed
 WITH_BITS = 72  # width from which the table shows bits per byte
 COLORS = {
     "running": "green",
@@ -86,11 +85,11 @@ def _machine(snapshot: Snapshot, width: int) -> TextPanel:
     """Return the panel of memory, memory pressure and disk."""
     machine, disk = snapshot.machine, snapshot.disk
     used, total = machine.memory_used, machine.memory_total
-    label = f"memory {used / 2**30:.1f} of {round_size(total)}"
+    label = f"memory {part_of_size(used, total)}"
     facts = []
     if machine.pressure:
         facts.append(Cell("pressure", machine.pressure, PRESSURES[machine.pressure]))
-    swap = f"{machine.swap_used / 2**30:.1f} of {round_size(machine.swap_total)}"
+    swap = part_of_size(machine.swap_used, machine.swap_total)
     facts.append(Cell("swap", swap if machine.swap_total else "none"))
     facts.append(Cell("free on disk", amount(disk.free, "bytes")))
     parts = ("shards", "checkpoints", "tokenizer", "logs")

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from rich.text import Text
 
+from mlxchat.counts import duration
 from mlxchat.harmless import harmless
 from mlxchat.report.description import RunDescription
 from mlxchat.report.differences import Comparison, differing_settings
@@ -26,7 +27,8 @@ from mlxchat.ui.runs import (
     state_color,
     steps_in_brief,
 )
-from mlxchat.ui.text import amount, as_options, duration, in_one_line, wrapped
+from mlxchat.ui.text import amount, as_options, in_one_line, wrapped
+from mlxchat.ui.wrapping import in_lines
 
 WHEN = "%d %b %Y, %H:%M"
 
@@ -49,14 +51,14 @@ def show_description(
     title = Text.assemble((in_one_line(summary.name), "bold"), "  ", (state, state_color(summary)))
     print_line(console, title)
     if summary.state == "unreadable":
-        _paragraph(console, f"{summary.fault} This says nothing about its saved steps.")
+        _paragraph(console, f"{summary.fault} This says nothing about its checkpoints.")
     elif summary.state:
         _paragraph(console, _ending(summary, now))
     if run.fault:
         _paragraph(console, run.fault)
     _facts(console, "", _overview(run))
     _settings(console, run.rows, everything)
-    _facts(console, "Saved steps", _steps(run))
+    _facts(console, "Checkpoints", _steps(run))
     for judged in run.tasks:
         _facts(console, f"Tasks at step {judged.step:,}", _results(judged))
     for problem in run.unread:
@@ -181,13 +183,17 @@ def _steps(run: RunDescription) -> list[tuple[str, str]]:
 
 
 def _facts(console: LiteralConsole, title: str, facts: Sequence[tuple[str, str]]) -> None:
-    """Print names with their values beside them, wrapped, or below them where it is narrow."""
+    """Print names with their values beside them; below them if a path needs a whole line."""
     if not facts:
         return
     _heading(console, title)
     width = console.width if console.is_terminal else PIPE_WIDTH
     label = max(len(name) for name, _ in facts) + GRID_GAP
     for name, value in facts:
+        if max(map(len, value.split()), default=0) > width - label:  # a path, to be copied whole
+            print_line(console, Text(name, "dim"))
+            print_line(console, Text(in_lines(in_one_line(value), width)))
+            continue
         shown = [harmless(line.plain) for line in wrapped(value, max(10, width - label))] or [""]
         for number, line in enumerate(shown):
             beside = f"{name if number == 0 else '':<{label}}"
@@ -201,7 +207,7 @@ def _heading(console: LiteralConsole, title: str) -> None:
 
 
 def _paragraph(console: LiteralConsole, text: str) -> None:
-    console.print(Text(in_one_line(as_options(text))))
+    print_line(console, Text(in_lines(in_one_line(as_options(text)), console.width)))
 
 
 # ==== Several runs ====

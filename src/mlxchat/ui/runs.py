@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from mlxchat.counts import duration
 from mlxchat.report.runs import ModelFacts, RunSummary
 from mlxchat.ui.monitor import COLORS
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
-from mlxchat.ui.text import amount, duration, in_one_line
+from mlxchat.ui.text import amount, in_one_line
 
 if TYPE_CHECKING:
     from mlxchat.report.moves import RunRemoval
@@ -183,7 +184,7 @@ def removal_in_words(removal: "RunRemoval") -> list[str]:
     run = removal.run
     places, parts = run.places, []
     if run.saved_steps:
-        parts.append(amount(len(run.saved_steps), "saved steps"))
+        parts.append(amount(len(run.saved_steps), "checkpoints"))
     parts += ["its log"] if places.log else []
     if places.evaluations:
         parts.append(amount(len(places.evaluations), "files of evaluations"))

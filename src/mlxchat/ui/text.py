@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from mlxchat.counts import counted
+from mlxchat.counts import counted, duration, round_size
 from mlxchat.harmless import harmless
 from mlxchat.telemetry.events import Progressed
 
@@ -49,26 +49,9 @@ def as_options(text: str, mark: str = "--") -> str:
     return _SETTING.sub(option, text)
 
 
-def duration(seconds: float) -> str:
-    """Return a duration as text: ``45s``, ``3m 05s``, ``15h 20m`` or ``3d 04h``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02}s"
-    if whole < 86400:
-        return f"{whole // 3600}h {whole % 3600 // 60:02}m"
-    return f"{whole // 86400}d {whole % 86400 // 3600:02}h"
-
-
 def amount(count: float, unit: str) -> str:
     """Return a count with its unit: ``1 step``, ``2 steps``; bytes as ``95.1 MB``."""
-    if unit != "bytes":
-        return counted(count, unit)
-    for name, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.1f} {name}"
-    return f"{count:.0f} B"
+    return round_size(count) if unit == "bytes" else counted(count, unit)
 
 
 def in_one_line(text: str) -> str:

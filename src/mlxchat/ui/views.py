@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from mlxchat.counts import duration
 from mlxchat.telemetry.clock import Timer
 from mlxchat.telemetry.events import (
     CoreMeasured,
@@ -29,17 +30,17 @@ from mlxchat.telemetry.events import (
     event_to_json,
 )
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.dashboard import dashboard, shown_loss, speed
+from mlxchat.ui.dashboard import dashboard, share_within, shown_loss, speed
 from mlxchat.ui.output import LiteralConsole, control_keys_hidden
 from mlxchat.ui.text import (
     TaskProgress,
     amount,
     as_options,
     bars,
-    duration,
     in_one_line,
     task_line,
 )
+from mlxchat.ui.wrapping import in_lines
 
 REFRESHES_PER_SECOND = 4
 QUIET = 10.0  # seconds without a line after which a plain log says how far it is
@@ -91,15 +92,15 @@ def describe(event: Event, meter: Meter) -> str | None:
 
 
 def _judgement(event: Judged, meter: Meter) -> str:
-    text = f"{amount(event.questions, 'held-out questions')}: pass@1 {event.pass_1:.1%} "
-    text += f"({event.pass_1_low:.1%} to {event.pass_1_high:.1%})"
+    text = f"{amount(event.questions, 'held-out questions')}: pass@1 "
+    text += share_within(event.pass_1, (event.pass_1_low, event.pass_1_high))
     if event.best:
         text += ", the best so far"
     elif meter.best_score:
         text += f" (best: {meter.best_score[1]:.1%}, step {meter.best_score[0]:,})"
     if event.samples > 1:
-        text += f", pass@{event.samples} {event.pass_k:.1%}"
-        text += f" ({event.pass_k_low:.1%} to {event.pass_k_high:.1%})"
+        text += f", pass@{event.samples} "
+        text += share_within(event.pass_k, (event.pass_k_low, event.pass_k_high))
     return f"{text}, reward {event.reward:.3f}, {amount(event.length, 'tokens')} per answer"
 
 
@@ -190,9 +191,11 @@ def _paced(pace: TaskProgress | None, event: Event, now: float) -> TaskProgress 
     """
     match event:
         case Evaluating():
-            name, done, total, unit = "evaluating", event.batch, event.batches, "batches"
-        case Drawing():
+            name, done, total, unit = "evaluating", event.batch, event.batches, event.unit
+        case Drawing(rewarded=0):
             name, done, total, unit = "drawing", event.answers, event.total, "answers"
+        case Drawing():
+            name, done, total, unit = "rewarding", event.rewarded, event.total, "answers"
         case _:
             return None
     progress = Progressed(event.time, name, done, total, unit)
@@ -324,7 +327,8 @@ class LiveView:
         else:
             self.close()
         if line is not None:
-            self._console.print(Text(in_one_line(line), overflow="fold"))
+            shown = in_lines(in_one_line(line), self._console.width)
+            self._console.print(Text(shown), soft_wrap=True)
 
     def _start(self) -> None:
         with self._switching:

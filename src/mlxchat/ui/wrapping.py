@@ -1,10 +1,14 @@
-"""Streamed text on a terminal: words that come in pieces are not broken at its edge.
+"""Text on a terminal: words are not broken at its edge, and neither are commands to copy.
 
-A word is held back until it is whole, and goes to the next line if it does not fit on this one. The
-terminal's width is asked for each word, so that a window may be resized while an answer streams.
+Streamed text comes in pieces: a word is held back until it is whole, and goes to the next line if
+it does not fit on this one. The terminal's width is asked for each word, so that a window may be
+resized while an answer streams.
 """
 
+import io
+import re
 import unicodedata
+from collections.abc import Iterator
 from itertools import groupby
 
 from rich.cells import get_character_cell_size
@@ -18,6 +22,37 @@ _JOINER = "\u200d"  # makes one emoji of several
 _EMOJI_STYLE = "\ufe0f"  # widens the character before it in some terminals
 _CLOSING = ("Pe", "Pf", "Po")  # categories of characters that begin no line
 _OPENING = ("Ps", "Pi")  # and of those that end none
+_QUOTED = r"(?:'[^'\n]*'|\"[^\"\n]*\")"
+_VALUE = rf"(?:{_QUOTED}|[^\s'\"-]\S*?)"
+_COMMAND = re.compile(  # after a colon to the end of the clause, or anywhere in a text
+    rf"(?<=: )(?:mlxchat|pip|brew|sudo|tensorboard|rm)(?: {_QUOTED}|(?!, |\. |; | \(|\.$).)+"
+    rf"|\bmlxchat(?: [a-z]+){{1,2}}(?: --[a-z-]+(?:[ =]{_VALUE})?(?=[\s,;.:)]|$))*",
+)
+
+
+def in_lines(text: str, width: int, column: int = 0) -> str:
+    """Return text with line breaks between its words, as a terminal of so many columns needs them.
+
+    A command of mlxchat, a path or an address stays whole. If it does not fit on the line it begins
+    another one; if that is too short as well, the terminal breaks it, so that it can be copied.
+
+    Args:
+        text: harmless text; its own line breaks stay.
+        width: of the terminal.
+        column: the cells that are written on the first line already.
+
+    >>> print(in_lines("Talk to it: mlxchat chat --model-tag fox", 30))
+    Talk to it:
+    mlxchat chat --model-tag fox
+    """
+    written = io.StringIO()
+    console = LiteralConsole(
+        file=written, force_terminal=True, color_system=None, width=width, _environ={}
+    )
+    words = WordStream(console, column)
+    words.write_prose(text)
+    words.close()
+    return written.getvalue()
 
 
 class WordStream:
@@ -59,6 +94,16 @@ class WordStream:
                 self._word.append((character, dimmed))
                 if self._overlong or self._cells() > self._width:
                     self._spill()
+
+    def write_prose(self, text: str) -> None:
+        """Write a whole text; the commands in it are not broken either."""
+        for piece, whole in _pieces(text):
+            if whole and self._wraps:
+                self._word += [(character, False) for character in harmless(piece)]
+                if self._cells() > self._width:
+                    self._spill()
+            else:
+                self.write(piece)
 
     def close(self) -> None:
         """Write the last word."""
@@ -135,6 +180,16 @@ class WordStream:
             self._console.print(Text(text, "dim"), end="", soft_wrap=True)
         else:
             self._console.write(text)
+
+
+def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield the parts of a text, and whether each is a command."""
+    end = 0
+    for found in _COMMAND.finditer(text):
+        yield text[end : found.start()], False
+        yield found[0], True
+        end = found.end()
+    yield text[end:], False
 
 
 def _cells(character: str) -> int:

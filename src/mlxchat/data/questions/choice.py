@@ -1,4 +1,4 @@
-"""The choice of a generated task, by name. Quick to import, so that settings can be checked."""
+"""The names of tasks, and the choice of a generated one. Quick to import, for the settings."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from mlxchat.errors import ConfigError
 
 GENERATED = ("arithmetic", "spelling", "counting")
-GSM8K = "gsm8k"  # the task that is read from files of its own
+GSM8K = "gsm8k"
+NAMED_TASKS = (*GENERATED, GSM8K)  # others are files
 _CALCULATOR = "calculator"
 _NAMED = re.compile(rf"({'|'.join(GENERATED)})(?:-(\d{{1,3}}))?(-{_CALCULATOR})?")
 

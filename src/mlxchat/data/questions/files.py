@@ -7,6 +7,7 @@ measures, decides nothing.
 """
 
 import hashlib
+import math
 from pathlib import Path
 from random import Random
 
@@ -125,7 +126,7 @@ def _question(place: str, row: object) -> TaskQuestion:
 def _text(place: str, row: dict[str, object], key: str) -> str:
     """Return a text of a row; a number is taken for the text that it is written as."""
     value = row.get(key)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         value = str(value)
     try:
         text = checked_text(value)

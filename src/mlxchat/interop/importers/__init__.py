@@ -70,7 +70,7 @@ def import_run(
         report: called with the bytes of the tensors read so far, and of all.
 
     Returns:
-        The directory of the saved step.
+        The directory of the checkpoint.
 
     Raises:
         NotFound: there is no state of an optimizer.

@@ -63,6 +63,7 @@ def concerns_adapter(path: Path, onto: object, force: bool, **of_models: object)
     Raises:
         ConfigError: it is an adapter and no model is named, or the reverse, or a setting is of the
             other kind.
+        CheckpointError: its adapter_config.json is damaged or describes no adapter.
     """
     found = (path / ADAPTER_CONFIG).is_file()
     if not found and onto is not None:
@@ -71,6 +72,8 @@ def concerns_adapter(path: Path, onto: object, force: bool, **of_models: object)
         )
     if not found and force:
         raise ConfigError("`force` only applies to adapters.", "Leave it out.")
+    if found:
+        _require_described(path)
     if found and onto is None:
         raise ConfigError(
             f"{path} contains an adapter.", "Name its base model: `onto=RUN`, such as d12."
@@ -166,7 +169,18 @@ def _weights(path: Path, name: str) -> Path:
             f"{path / _PICKLED} is a pickle file, which could run code.",
             f"Save the adapter again with a current version of PEFT, which writes {PEFT_FILE}.",
         )
-    raise missing_file(path / name)
+    raise missing_file(path / name, importing=True)
+
+
+def _require_described(path: Path) -> None:
+    """Check that adapter_config.json says what kind of adapter a folder has."""
+    settings = read_json(path / ADAPTER_CONFIG)
+    if not settings.keys() & {"peft_type", "fine_tune_type", "lora_parameters"}:
+        raise CheckpointError(
+            f"{path / ADAPTER_CONFIG} describes no adapter: it has neither peft_type, as PEFT "
+            "writes, nor lora_parameters, as mlx-lm does.",
+            "Copy the whole folder again from the original.",
+        )
 
 
 def _require_same_weights(path: Path, base: BaseRecord) -> None:

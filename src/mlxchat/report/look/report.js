@@ -41,26 +41,27 @@
     return value.toLocaleString("en", { maximumSignificantDigits: size < 1e4 ? 5 : 7 });
   }
 
+  function bytes(size) {
+    for (const [unit, factor] of [["TB", 1e12], ["GB", 1e9], ["MB", 1e6], ["kB", 1e3]])
+      if (size >= 0.99995 * factor) return `${(size / factor).toFixed(1)} ${unit}`;
+    return `${size.toFixed(0)} B`;
+  }
+
   function quantity(value, unit) {
     if (value === null) return "not finite";
     if (unit === "share") return `${(100 * value).toFixed(1)}%`;
-    if (unit === "bytes") {
-      const [size, name] = value < 2 ** 30 ? [2 ** 20, "MiB"] : [2 ** 30, "GiB"];
-      return `${(value / size).toFixed(2)} ${name}`;
-    }
+    if (unit === "bytes") return bytes(value);
     return figure(value);
   }
 
   function duration(seconds) {
-    if (seconds > 0 && seconds < 10) return `${Number(seconds.toPrecision(2))} s`;
-    const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
-    let left = Math.round(seconds);
-    const words = [];
-    for (const [size, unit] of parts) {
-      if (left >= size) words.push(`${Math.floor(left / size)} ${unit}`);
-      left %= size;
-    }
-    return words.slice(0, 2).join(" ") || "0 s";
+    if (seconds >= 0.05 && seconds < 0.95) return `${seconds.toFixed(1)}s`;
+    const whole = Math.round(seconds);
+    const two = (number) => String(number).padStart(2, "0");
+    if (whole < 60) return `${whole}s`;
+    if (whole < 3600) return `${Math.floor(whole / 60)}m ${two(whole % 60)}s`;
+    if (whole < 86400) return `${Math.floor(whole / 3600)}h ${two(Math.floor(whole % 3600 / 60))}m`;
+    return `${Math.floor(whole / 86400)}d ${two(Math.floor(whole % 86400 / 3600))}h`;
   }
 
   function place(value, axis) {
