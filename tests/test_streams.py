@@ -7,7 +7,7 @@ import pytest
 from support.cases import Case
 from support.steps import joint_norm, loss_and_norm, optimized_gradients, prepare
 
-from mlxchat import openblas
+from mlxchat import autotune, openblas
 from mlxchat.autotune import fixed
 from mlxchat.model.gpt import Arrays
 from mlxchat.runtime import machine, mx
@@ -98,6 +98,18 @@ def test_two_streams_are_used_where_they_are_faster(threads: list[int]) -> None:
 
 @on_cpus
 def test_the_ways_that_are_measured_agree() -> None:
-    one, two = measure._trial(1), measure._trial(2)
+    one, two = measure._trial(1)(), measure._trial(2)()
     for a, b in zip(one, two, strict=True):
         assert mx.linalg.norm(a - b) <= 1e-5 * mx.linalg.norm(a)
+
+
+@on_cpus
+def test_what_was_measured_leaves_no_arrays_behind(
+    threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autotune, "_fixed", {})
+    monkeypatch.setattr(autotune, "_answers", {})
+    before = mx.get_active_memory()
+    fastest_streams()
+    assert len(autotune.tuned()) == 1
+    assert mx.get_active_memory() - before < 1_000_000

@@ -20,6 +20,7 @@ OTHERS = {  # constants that look like a variable's name
     *("ALL_F32", "CAUSAL_LM", "FINISHING_SECONDS", "FIXED_LEN_BYTE_ARRAY", "F_FULLFSYNC"),
     *("MLX_CUDA_USE_CUDNN_SDPA", "MLX_ENABLE_TF32", "MLX_SDPA_VJP_FALLBACK"),  # set by the doctor
     *("COMP_CWORD", "COMP_WORDS"),  # set by bash when it asks for completions
+    "VERSION_ID",  # a key of /etc/os-release
 }
 READ_BY_OTHERS = {  # Python's own modules and rich
     *("HOME", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "NO_COLOR", "TERM"),

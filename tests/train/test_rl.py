@@ -244,7 +244,7 @@ def test_a_base_model_is_refused_before_it_is_asked(
 def test_a_model_that_gets_nothing_right_is_told_to_be_fine_tuned(tmp_path: Path) -> None:
     with pytest.raises(MlxchatError, match="none of the spelling questions") as raised:
         rl_run(tmp_path / "home", rl_config(tmp_path, task="spelling", reward=None))
-    assert "Fine-tune" in raised.value.remedy
+    assert "fine-tune" in raised.value.remedy
     assert "--source" in raised.value.remedy  # the newest base model may be another one
 
 

@@ -1,6 +1,5 @@
 """The memory and speed of this machine, or of all ranks, measured on synthetic data."""
 
-from functools import cache, partial
 from itertools import repeat
 from statistics import median
 from typing import get_args
@@ -8,14 +7,14 @@ from typing import get_args
 import numpy as np
 
 from mlxchat import openblas, system
-from mlxchat.autotune import fastest
+from mlxchat.autotune import Way, fastest
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.recipes import ENDLESS, Text
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.model.loss import FASTEST_CHUNK_ROWS
-from mlxchat.optim.gradients import Accumulate, compile_gradients
+from mlxchat.optim.gradients import compile_gradients
 from mlxchat.optim.optimizer import MuonAdamW, Rates
 from mlxchat.plan.budget import Measure, budgeted_plan
 from mlxchat.plan.estimate import UTILISATION
@@ -106,25 +105,23 @@ def fastest_streams() -> int:
     threads = openblas.threads()
     if machine().backend != "cpu" or threads < STREAMS:
         return 1
-    ways = {"one": partial(_trial, 1), "two": partial(_trial, STREAMS)}
     question = f"streams for training on {threads} threads"
-    return STREAMS if fastest(question, ways) == "two" else 1
+    return STREAMS if fastest(question, {"one": _trial(1), "two": _trial(STREAMS)}) == "two" else 1
 
 
-@cache
-def _trial_gradients(streams: int) -> tuple[GPT, Accumulate]:
+def _trial(streams: int) -> Way:
+    """Return a function of the gradients of a new network, computed on so many streams."""
     model = GPT.new(TRIAL, MODEL_SEED)
-    return model, compile_gradients(model, streams=streams)
+    accumulate = compile_gradients(model, streams=streams)
 
+    def gradients() -> list[mx.array]:
+        ids = mx.arange(TRIAL_ROWS * TRIAL.sequence_len).reshape(TRIAL_ROWS, -1)
+        with one_thread_each(streams):
+            _, found = accumulate(model.named_parameters(), ids, ids + 1, mx.array(ids.size), {})
+            mx.eval(found)
+        return list(found.values())
 
-def _trial(streams: int) -> list[mx.array]:
-    """Return the gradients of a new network, computed on so many streams."""
-    model, accumulate = _trial_gradients(streams)
-    ids = mx.arange(TRIAL_ROWS * TRIAL.sequence_len).reshape(TRIAL_ROWS, -1)
-    with one_thread_each(streams):
-        _, gradients = accumulate(model.named_parameters(), ids, ids + 1, mx.array(ids.size), {})
-        mx.eval(gradients)
-    return list(gradients.values())
+    return gradients
 
 
 # ==== The plan for a time budget =================================================================
