@@ -57,7 +57,11 @@ def examination_table(examination: Examination, width: int) -> Group:
 
 def summary(examination: Examination) -> str:
     """Return how many checks had each outcome, and how long they took."""
-    counts = ", ".join(f"{len(examination.of(outcome)):,} {outcome}" for outcome in STYLES)
+    found = {outcome: len(examination.of(outcome)) for outcome in STYLES}
+    counts = ", ".join(
+        amount(count, "warnings") if outcome == "warning" else f"{count:,} {outcome}"
+        for outcome, count in found.items()
+    )
     took = duration(examination.seconds)
     return f"{amount(len(examination.findings), 'checks')} in {took}: {counts}."
 
