@@ -103,6 +103,7 @@ def test_the_ways_that_are_measured_agree() -> None:
         assert mx.linalg.norm(a - b) <= 1e-5 * mx.linalg.norm(a)
 
 
+@pytest.mark.slow
 @on_cpus
 def test_what_was_measured_leaves_no_arrays_behind(
     threads: list[int], monkeypatch: pytest.MonkeyPatch

@@ -139,7 +139,7 @@ def test_decoding_in_pieces_equals_the_full_pass(case: Case, ready: bool) -> Non
     expected = model(case.ids)
     if ready:
         model.prepare_for_inference()
-    ends = [T // 2, T // 2 + 3, *range(T // 2 + 4, T + 1)]
+    ends = [T // 2, T // 2 + 3, *range(T // 2 + 4, T // 2 + 24), T]
     starts = [0, *ends[:-1]]
     pieces = [model(case.ids[:, a:b], cache) for a, b in zip(starts, ends, strict=True)]
     assert largest_difference(mx.concatenate(pieces, axis=1), expected) < 1e-4

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.marks import slow
 from support.models import network, saved_in
 from support.rl_runs import rl_config, rl_run
 from support.thread_ranks import in_threads
@@ -248,6 +249,7 @@ def test_a_model_that_gets_nothing_right_is_told_to_be_fine_tuned(tmp_path: Path
     assert "--source" in raised.value.remedy  # the newest base model may be another one
 
 
+@pytest.mark.slow
 def test_the_search_for_a_level_is_announced_and_its_bar_ends(tmp_path: Path) -> None:
     told: list[Event] = []
     config = rl_config(tmp_path, task="spelling", reward=None)
@@ -335,7 +337,7 @@ def saved_in_run(home: Home, name: str, saved: SavedModel) -> Path:
     )
 
 
-@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("bits", [None, slow(4)])
 def test_an_adapter_is_trained_and_resumed_bit_for_bit(bits: int | None, tmp_path: Path) -> None:
     lora = {"rank": 2, "learning_rate": 0.01}
     if bits:
