@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.marks import slow
 
 from mlxchat import runtime
 from mlxchat.bench import Bench, measure, planned
@@ -179,9 +180,9 @@ def test_json_is_one_object() -> None:
     ("options", "code", "said"),
     [
         (["--json", "--markdown"], 2, "--markdown"),
-        (["--max-seq-len", "8"], 2, "--max-seq-len"),
+        slow(["--max-seq-len", "8"], 2, "--max-seq-len"),
         (["--depth", "5"], 1, "Error: A depth of 5"),
-        (["--device-batch-size", "1000000000"], 1, "parameters, 1,000,000,000 rows"),
+        slow(["--device-batch-size", "1000000000"], 1, "parameters, 1,000,000,000 rows"),
     ],
 )
 def test_errors_come_before_any_work(options: list[str], code: int, said: str) -> None:

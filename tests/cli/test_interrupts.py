@@ -70,7 +70,7 @@ def ended(process: subprocess.Popen[str], events: list[dict]) -> int:
     ("stage", "number", "code"),
     [
         ("evaluating", signal.SIGINT, 130),
-        ("sample", signal.SIGTERM, 143),
+        slow("sample", signal.SIGTERM, 143),
         slow("sample", signal.SIGHUP, 129),
     ],
 )

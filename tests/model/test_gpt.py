@@ -82,7 +82,7 @@ def test_decoding_in_pieces_equals_the_full_pass(case: Case, prompt: int, chunk:
     assert mx.abs(mx.concatenate(pieces, axis=1) - case.io["logits"]).max().item() < 1e-4
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(4), *map(slow, range(4, 12))])
 def test_reading_and_trimming_at_random_equals_the_full_pass(seed: int) -> None:
     case, random = Case("modern"), Random(seed)
     model, cache, ids = case.model(), KVCache(case.config), case.io["ids"][:1]
