@@ -36,6 +36,7 @@ LINE_COLOURS = 6  # in the style sheet; more lines than that take the first agai
 _WIDTH, _HEIGHT = 460, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 10, 36
 TICKS = 5  # on an axis, about
+_ROOM = 0.04  # of an axis beyond the values on it
 LEAST_LOG = 1e-45  # on a logarithmic axis: no float32 is smaller
 
 _UNITS: dict[str, Callable[[float], str]] = {
@@ -150,12 +151,12 @@ def scale(
     return AxisScale(first, last, log, length)
 
 
-def roomy(axis: AxisScale, share: float = 0.04) -> AxisScale:
+def roomy(axis: AxisScale) -> AxisScale:
     """Return a scale with room above and, unless it begins at 0, below its values."""
     if axis.log:
-        factor = (axis.last / axis.first) ** share
+        factor = (axis.last / axis.first) ** _ROOM
         return axis._replace(first=axis.first / factor, last=axis.last * factor)
-    room = (axis.last - axis.first) * share
+    room = (axis.last - axis.first) * _ROOM
     return axis._replace(first=axis.first - room * bool(axis.first), last=axis.last + room)
 
 

@@ -174,16 +174,3 @@ def _below(folder: Path) -> list[Path]:
 
 def _holds_run(path: Path) -> bool:
     return not path.name.startswith(".") and is_folder(path)
-
-
-def require_free_name(home: Home, name: str) -> None:
-    """Check that no run has a name.
-
-    Raises:
-        ConfigError: one has.
-        MlxchatError: a folder of runs cannot be read.
-    """
-    taken = [run for run in all_runs(home) if run.name == name]
-    if taken:
-        where = taken[0].folder or taken[0].log
-        raise ConfigError(f"There is already a run called {name}: {where}.", "Choose another name.")

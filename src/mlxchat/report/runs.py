@@ -171,11 +171,6 @@ class RunSummary:
         """The share of held-out questions answered right in the last evaluation."""
         return self.scores[-1][1] if self.scores else None
 
-    @property
-    def is_under_way(self) -> bool:
-        """Whether its process runs, or may run."""
-        return self.state in ("running", "silent")
-
 
 class Summaries:
     """Reads summaries of runs.

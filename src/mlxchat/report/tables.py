@@ -93,12 +93,11 @@ def table_of_runs(head: Sequence[object], rows: Sequence[Sequence[object]], text
     return Html(f'<div class="beside">{"".join(parts)}</div>') if any(parts) else Html()
 
 
-def folded(title: str, content: str, opened: bool = False) -> Html:
+def folded(title: str, content: str) -> Html:
     """Return something that is opened by its title; nothing if there is nothing in it."""
     if not content:
         return Html()
-    state = " open" if opened else ""
-    return Html(f"<details{state}><summary>{html(title)}</summary>{content}</details>")
+    return Html(f"<details><summary>{html(title)}</summary>{content}</details>")
 
 
 def code(text: str) -> Html:
