@@ -28,7 +28,7 @@ SMALL = [
     word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", str(value))
 ]
 LADDER = (1, 2, 3)
-SECONDS = 14  # of a ladder: 2, 4 and 8
+SECONDS = 28  # of a ladder: 4, 8 and 16
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_ladder_resumes_within_and_between_its_runs(
     assert code == 0, errors
     events = [json.loads(line) for line in printed.splitlines()]
     started = [(event["tag"], event["step"]) for event in events if event["event"] == "started"]
-    assert started == [("scaling-d2-4s", steps[-1]), ("scaling-d3-8s", 0)]
+    assert started == [("scaling-d2-8s", steps[-1]), ("scaling-d3-16s", 0)]
 
     result = events[-1]
     assert result.keys() == {"event", "runs", "fit", "predictions"}
