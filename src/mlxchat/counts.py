@@ -1,4 +1,4 @@
-"""Counts, sizes and durations in words, in the one form that all screens and pages share."""
+"""Counts, shares, sizes and durations in words, in the one form of all screens and pages."""
 
 SINGULAR = {"batches": "batch", "micro-batches": "micro-batch", "matrices": "matrix"}
 """Nouns whose singular is not the plural without its s; also with words before them."""
@@ -22,6 +22,15 @@ def counted(count: float, unit: str) -> str:
     nouns, of, rest = unit.partition(" of ")
     *before, noun = nouns.split(" ")
     return " ".join((shown, *before, SINGULAR.get(noun, noun.removesuffix("s")))) + of + rest
+
+
+def share_within(share: float, ends: tuple[float, float] | None = None) -> str:
+    """Return a share with the ends of its interval, which is lopsided near 0 and 1.
+
+    >>> share_within(0.98, (0.93, 0.995)), share_within(0.98)
+    ('98.0% (93.0% to 99.5%)', '98.0%')
+    """
+    return f"{share:.1%} ({ends[0]:.1%} to {ends[1]:.1%})" if ends else f"{share:.1%}"
 
 
 _SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))  # as settings count: 1GB is 1e9

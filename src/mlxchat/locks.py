@@ -81,13 +81,13 @@ class Lock:
             lock.release()  # its holder has renamed or removed what was opened here
 
     @classmethod
-    def take_after(cls, path: Path, wait: Callable[[], object]) -> "Lock":
-        """Lock a file as `take` does, calling ``wait`` as long as another process holds the lock.
+    def take_after(cls, path: Path, wait: Callable[[], object], folder: bool = False) -> "Lock":
+        """Lock as `take` does, calling ``wait`` as long as another process holds the lock.
 
         Raises:
             OSError: it cannot be opened or created.
         """
-        while not (lock := cls.take(path)):
+        while not (lock := cls.take(path, folder)):
             wait()
         return lock
 

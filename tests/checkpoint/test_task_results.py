@@ -129,8 +129,7 @@ def test_several_at_once_lose_nothing(path: Path) -> None:
 def test_a_folder_that_stays_locked_is_not_waited_for_forever(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_results, "LOCK_ATTEMPTS", 2)
-    monkeypatch.setattr(task_results, "LOCK_PAUSE", 0.0)
+    monkeypatch.setattr(task_results, "LONGEST_WAIT", 0.05)
     kept = KeptResults(path)
     with task_results.Lock.take(path.parent, folder=True):  # type: ignore[union-attr]
         kept.add(result())

@@ -29,6 +29,7 @@ from mlxchat.checkpoint.files import (
     unreadable,
 )
 from mlxchat.config.inference import TASK_NAMES
+from mlxchat.counts import share_within
 from mlxchat.disk import replacing, storing, sync
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -36,8 +37,8 @@ from mlxchat.locks import Lock, in_use
 from mlxchat.telemetry.events import Count, Time
 from mlxchat.tokenizer.bpe import TOKENIZER_FILE
 
-LOCK_ATTEMPTS = 250  # to write into a folder in which others write for some milliseconds each
-LOCK_PAUSE = 0.02  # seconds between them
+LONGEST_WAIT = 5.0  # seconds, for others who write into the folder, some milliseconds each
+_POLL = 0.02  # seconds between looks
 
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Word = Annotated[str, Field(min_length=1, max_length=100)]
@@ -93,13 +94,13 @@ class TaskResult(BaseModel):
 
     @property
     def settings(self) -> tuple[object, ...]:
-        """What a later result must have in common with this one to take its place."""
+        """The settings of this result; a later result of equal ones takes its place."""
         return self.task, self.max_problems, self.max_tokens, self.temperature, self.dtype
 
     @property
     def interval(self) -> str:
         """The share with its interval, such as ``62.0% (58.0% to 65.9%)``."""
-        return f"{self.share:.1%} ({self.low:.1%} to {self.high:.1%})"
+        return share_within(self.share, (self.low, self.high))
 
 
 class _File(BaseModel):
@@ -255,9 +256,11 @@ def _merge(path: Path, new: Sequence[TaskResult]) -> None:
 
 def _locked(folder: Path) -> Lock:
     """Lock the folder of results, which takes as long as others write there."""
-    for _ in range(LOCK_ATTEMPTS):
-        lock = Lock.take(folder, folder=True)
-        if lock is not None:
-            return lock
-        time.sleep(LOCK_PAUSE)
-    raise in_use(folder, f"Another process is writing into {folder}.", "Try again later.")
+    until = time.monotonic() + LONGEST_WAIT
+
+    def wait() -> None:
+        if time.monotonic() > until:
+            raise in_use(folder, f"Another process is writing into {folder}.", "Try again later.")
+        time.sleep(_POLL)
+
+    return Lock.take_after(folder, wait, folder=True)

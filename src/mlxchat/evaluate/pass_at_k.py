@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mlxchat.counts import share_within
+
 _Z = 1.959964  # the normal distribution is within this many standard deviations in 95% of cases
 
 
@@ -16,7 +18,7 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
+        return share_within(self.value, (self.low, self.high))
 
 
 def share_of(right: int, asked: int) -> Interval:

@@ -370,7 +370,7 @@ def _state(
     newest: Path | None,
     now: float,
 ) -> State | None:
-    """Return the state of a run by its log and status; without these, by its newest saved step."""
+    """Return the state of a run by its log and status; without these, by its newest checkpoint."""
     if not places.log or (status is None and log.last is None and trainer is not None):
         if trainer is not None:
             return unlogged_state(trainer.step, trainer.plan.num_iterations)

@@ -264,7 +264,7 @@ class Summaries:
 
 
 def unlogged_state(step: int, total_steps: int) -> State:
-    """Return the state of a run without a log, as its newest saved step has it."""
+    """Return the state of a run without a log, as its newest checkpoint has it."""
     return "finished" if step >= total_steps else "interrupted"
 
 

@@ -1,4 +1,4 @@
-"""What `mlxchat eval base` and `eval chat` have kept of a run: right answers, by task."""
+"""The results that `mlxchat eval base` and `eval chat` have kept of a run, by task."""
 
 import re
 from collections import Counter
@@ -130,11 +130,12 @@ def result_in_words(result: TaskResult) -> str:
 
 def settings_in_words(result: TaskResult) -> str:
     """Return how a task was asked: which problems, how they were answered, in what precision."""
-    problems = (
-        "" if result.max_problems is None else f"first {counted(result.max_problems, 'problems')}"
-    )
-    answers = "likeliest letter"
-    if result.max_tokens is not None:
-        how = f"temperature {result.temperature:g}" if result.temperature else "greedy"
-        answers = f"{how}, up to {counted(result.max_tokens, 'tokens')}"
-    return ", ".join(filter(None, [problems, answers, result.dtype]))
+    settings = []
+    if result.max_problems is not None:
+        settings.append(f"first {counted(result.max_problems, 'problems')}")
+    if result.max_tokens is None:
+        settings.append("likeliest letter")
+    else:
+        settings.append(f"temperature {result.temperature:g}" if result.temperature else "greedy")
+        settings.append(f"up to {counted(result.max_tokens, 'tokens')}")
+    return ", ".join([*settings, result.dtype])

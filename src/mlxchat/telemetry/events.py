@@ -175,7 +175,7 @@ class Drawing:
 
     @property
     def in_words(self) -> str:
-        """What is under way, such as "sampling answers 3/16"."""
+        """The activity with its progress, such as "sampling answers 3/16"."""
         if self.rewarded:
             return f"rewarding answers {self.rewarded:,}/{self.total:,}"
         return f"sampling answers {self.answers:,}/{self.total:,}"

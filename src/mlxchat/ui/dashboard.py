@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from mlxchat.counts import duration, part_of_size, round_size
+from mlxchat.counts import duration, part_of_size, round_size, share_within
 from mlxchat.telemetry.events import Drawing, Evaluating, Memory, Rewarded, Sampled, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.text import (
@@ -223,15 +223,6 @@ def _of_answers(
         speeds.append(Cell("learning rate", f"{latest.learning_rate:.3g}"))
         speeds.append(Cell("gradient norm", f"{latest.gradient_norm:.3g}"))
     return learning, speeds
-
-
-def share_within(share: float, ends: tuple[float, float] | None = None) -> str:
-    """Return a share with the ends of its interval, which is lopsided near 0 and 1.
-
-    >>> share_within(0.98, (0.93, 0.995)), share_within(0.98)
-    ('98.0% (93.0% to 99.5%)', '98.0%')
-    """
-    return f"{share:.1%} ({ends[0]:.1%} to {ends[1]:.1%})" if ends else f"{share:.1%}"
 
 
 def speed(tokens: int, seconds: float) -> str:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from mlxchat.counts import duration
+from mlxchat.counts import duration, share_within
 from mlxchat.telemetry.clock import Timer
 from mlxchat.telemetry.events import (
     CoreMeasured,
@@ -30,7 +30,7 @@ from mlxchat.telemetry.events import (
     event_to_json,
 )
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.dashboard import dashboard, share_within, shown_loss, speed
+from mlxchat.ui.dashboard import dashboard, shown_loss, speed
 from mlxchat.ui.output import LiteralConsole, control_keys_hidden
 from mlxchat.ui.text import (
     TaskProgress,
