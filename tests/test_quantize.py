@@ -1,6 +1,5 @@
 """Quantized models: what they compute, what is stored and read again, what is refused."""
 
-import gc
 import json
 from itertools import product
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 from mlx.utils import tree_map
 from support.extras import extra
+from support.memory import memory_held
 
 from mlxchat.checkpoint import files, layout, store, trainer
 from mlxchat.cli.quantize import quantize_command
@@ -213,8 +213,7 @@ def test_depth_12_shrinks_as_promised(arch: Architecture) -> None:
 
 
 def test_layers_are_quantized_one_after_another() -> None:
-    gc.collect()
-    others = mx.get_active_memory()  # that other tests hold
+    others = memory_held()
     model = network(n_layer=8)
     mx.eval(model.parameters())
     before, largest = mx.get_active_memory() - others, 4 * 4 * 64 * 64

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 from support.cases import Case
+from support.memory import memory_held
 from support.steps import joint_norm, loss_and_norm, optimized_gradients, prepare
 
 from mlxchat import autotune, openblas
@@ -110,7 +111,7 @@ def test_what_was_measured_leaves_no_arrays_behind(
 ) -> None:
     monkeypatch.setattr(autotune, "_fixed", {})
     monkeypatch.setattr(autotune, "_answers", {})
-    before = mx.get_active_memory()
+    before = memory_held()
     fastest_streams()
     assert len(autotune.tuned()) == 1
-    assert mx.get_active_memory() - before < 1_000_000
+    assert memory_held() - before < 1_000_000

@@ -18,6 +18,7 @@ from support.foreign_models import (
     weights,
     write_nanochat,
 )
+from support.memory import memory_held
 from support.models import BYTES
 from support.task_scores import put_results, result
 from typer.testing import CliRunner
@@ -211,8 +212,7 @@ def test_matrices_are_cast_one_after_another(tmp_path: Path) -> None:
     model = GPT(GPTConfig(vocab_size=4096, n_layer=8, n_head=4, n_kv_head=4, n_embd=128))
     whole = sum(array.nbytes for array in model.named_parameters().values())
     mx.eval(model.parameters())
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
+    before = memory_held()
     exporters.write(
         "nanochat", tmp_path / "out", SavedModel(model, BYTES, False), HISTORY, mx.bfloat16
     )

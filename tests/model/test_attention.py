@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import pytest
+from support.memory import memory_held
 
 from mlxchat.model import block
 from mlxchat.model.attention import LARGEST_BOUND, scores_are_bounded
@@ -109,8 +110,7 @@ def test_attention_holds_the_scores_of_one_block_at_a_time() -> None:
     T = 8 * QUERY_BLOCK
     q, k, v = random_qkv(1, 8, 8, T, T)
     mx.eval(q, k, v)
-    mx.reset_peak_memory()
-    before = mx.get_active_memory()
+    before = memory_held()
     mx.eval(causal_attention(q, k, v, SCALE, T))
     assert mx.get_peak_memory() - before < 4 * 8 * T * T
 

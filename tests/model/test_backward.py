@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.cases import Case
 from support.marks import slow
+from support.memory import memory_held
 
 from mlxchat.data.loader import Batch, LoaderState
 from mlxchat.model.backward import ordered_loss
@@ -92,11 +93,8 @@ def new_step(config: GPTConfig, plan: BatchPlan) -> StepParts:
 
 def peak_of_two_steps(step: StepParts, limit: int) -> int:
     """Return MLX's peak memory in bytes. The limit bounds what MLX computes ahead."""
-    mx.synchronize()
-    mx.clear_cache()
-    others = mx.get_active_memory()
+    others = memory_held()
     mx.set_memory_limit(others + limit)
-    mx.reset_peak_memory()
     launch = compile_step(step)
     for number in (1, 2):
         mx.eval(launch(number).metrics, step.model.parameters(), step.optimizer.state)
@@ -138,11 +136,9 @@ def test_an_update_reuses_the_memory_of_the_old_parameters_and_state(
     model, adam, rates = step.model, step.optimizer, step.rates(0)
     gradients = {name: mx.ones_like(p) for name, p in model.named_parameters().items()}
     mx.eval(model.parameters(), gradients, adam.state)
-    mx.synchronize()
     mx.set_memory_limit(1)  # so that MLX computes nothing ahead
     held = sum(p.nbytes for p in model.named_parameters().values())
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
+    before = memory_held()
     adam.update(model, gradients, rates)
     del gradients
     mx.eval(model.parameters(), adam.state)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.memory import memory_held
 from support.models import network
 from support.scheduling import WAIT, Answer, ask, scheduling
 
@@ -385,7 +386,7 @@ def test_a_cancelled_request_hears_nothing_more(classic: GPT) -> None:
 def held() -> int:
     """Bytes in use, without the rotations of the positions that were read last."""
     rope._cos_sin.cache_clear()
-    return mx.get_active_memory()
+    return memory_held()
 
 
 def after_many(model: GPT, count: int, seed: int) -> None:

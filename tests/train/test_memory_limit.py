@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.memory import memory_held
 
 from mlxchat import runtime
 from mlxchat.config.pretrain import PretrainConfig
@@ -39,9 +40,7 @@ def limits() -> Iterator[None]:
 
 def trained(home: Path, **settings: object) -> tuple[list[float], int, Started]:
     """Return losses and bits per byte, the peak of MLX's memory, and the first event."""
-    mx.clear_cache()
-    mx.reset_peak_memory()
-    before, learnt, started = mx.get_active_memory(), list[float](), None
+    before, learnt, started = memory_held(), list[float](), None
     config = PretrainConfig.model_validate(RUN | settings)
     for event in run_pretraining(config, Home(home), lambda _: None):
         if isinstance(event, Stepped):
@@ -90,7 +89,6 @@ def test_a_run_resumes_within_another_limit(shared: Path) -> None:
             events.close()
     limit = f"{peak / 2 / MIB:.0f}MiB"
     config = PretrainConfig.model_validate(RUN | steps | {"memory_limit": limit})
-    mx.reset_peak_memory()
     seen = list(run_pretraining(config, Home(shared), lambda _: None))
     assert any("Micro-batching changed" in event.text for event in seen if isinstance(event, Noted))
     losses = [event.loss for event in seen if isinstance(event, Stepped)]
