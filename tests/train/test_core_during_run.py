@@ -26,9 +26,10 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import DataError, NotFound
 from mlxchat.evaluate import core_examples
 from mlxchat.evaluate.core import CoreResult, core_scores, measure_core
+from mlxchat.evaluate.core_bundle import Bundle
 from mlxchat.evaluate.core_examples import CoreExamples, read_items
 from mlxchat.evaluate.core_kept import Verdicts
-from mlxchat.evaluate.core_tasks import CORE_TASKS, Bundle
+from mlxchat.evaluate.core_tasks import CORE_TASKS
 from mlxchat.home import Home
 from mlxchat.interop.exporters.card import Usage, card
 from mlxchat.interop.programs import PROGRAMS

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.disk import storing
 from mlxchat.errors import LockedError
-from mlxchat.evaluate.core_tasks import Bundle
+from mlxchat.evaluate.core_bundle import Bundle
 from mlxchat.json_text import as_type, parse_json
 from mlxchat.locks import Lock, in_use
 from mlxchat.runtime import mx
