@@ -33,26 +33,26 @@ from mlxchat.telemetry.events import Event, Noted, Progressed, Report, Sampled
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.trackers import require_tracker
 from mlxchat.tokenizer.bpe import Tokenizer
+from mlxchat.train.answer_sampler import AnswerSampler
 from mlxchat.train.base import adapter_plan, load_base, require_trainable, with_default_source
 from mlxchat.train.evaluation import Evaluation, never
-from mlxchat.train.examiner import Examiner
-from mlxchat.train.judgement import JudgedEvaluation
 from mlxchat.train.loop import ShouldStop
+from mlxchat.train.question_evaluation import QuestionEvaluation
 from mlxchat.train.resume import SavedRun, TrainState
 from mlxchat.train.rewards import CheckedReward, reward_fingerprints, rewards_of
 from mlxchat.train.rl_documents import QuestionDocuments, files_of
 from mlxchat.train.rl_plan import RL_MOMENTUM, question_survey, rl_plan
-from mlxchat.train.rollouts import OF_EVALUATIONS, Rollouts
+from mlxchat.train.rollouts import EVALUATION_SEED, Rollouts
 from mlxchat.train.run import run
 from mlxchat.train.sft import FineTuning
 from mlxchat.train.stage import Prepared, Stage
 from mlxchat.train.step import Draw
 from mlxchat.train.world import ALONE, World
 
-SHOWN = 2  # samples
+SAMPLES_SHOWN = 2
 LEVEL_SAMPLES = 4  # answers to each question by which a level is chosen
-LEVEL_TOGETHER = 256
-HOPELESS = 0.1  # share of right answers below which published runs gained nothing
+LEVEL_BATCH_SIZE = 256
+MIN_RIGHT = 0.1  # share of right answers below which published runs gained nothing
 
 
 def run_reinforcement(
@@ -111,42 +111,43 @@ def with_level(
             if newest:
                 state = trainer.read_state(newest, {Reinforcement.name: RlConfig})
                 return config.model_copy(update={"level": state.settings.level}), []
-    found = _found_level(config, home, report, clock)
+    found = _suitable_level(config, home, report, clock)
     if not found.share:
         raise ConfigError(
             f"The model answers none of the {config.task} questions correctly, at any level, so "
             "there is nothing to reward.",
-            f"Choose another `task`, or fine-tune the model on this one first: {_to_learn(config)}",
+            "Choose another `task`, or fine-tune the model on this one first: "
+            f"{_fine_tuning_command(config)}",
         )
     tried = ", ".join(f"{share:.1%} at level {level}" for level, share in found.shares.items())
     note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.1%} right"
     note += "." if found.suits else f", though 20 to 60% would suit it better ({tried})."
     notes = [note]
-    if found.share < HOPELESS:
+    if found.share < MIN_RIGHT:
         notes.append(
-            f"From less than {HOPELESS:.0%} right, little is learned. Better fine-tune the model "
-            f"on the task first: {_to_learn(config)}"
+            f"From less than {MIN_RIGHT:.0%} right, little is learned. Better fine-tune the model "
+            f"on the task first: {_fine_tuning_command(config)}"
         )
     return config.model_copy(update={"level": found.level}), notes
 
 
-def _to_learn(config: RlConfig) -> str:
+def _fine_tuning_command(config: RlConfig) -> str:
     """Return the command that fine-tunes the model on the easiest questions of its task."""
     easiest = str(TaskChoice(config.task, 1, config.calculator))
     return command("sft", source=config.source, data=easiest, model_tag=config.task)
 
 
-def _found_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> FoundLevel:
+def _suitable_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> FoundLevel:
     saved = layout.read_model(_tuned_folder(config, home), compute_dtype(config.dtype))
     source = _questions(config.model_copy(update={"level": 1}), home)  # all are judged alike
-    examiner = Examiner(
+    sampler = AnswerSampler(
         saved.model,
         saved.tokenizer,
         source,
         rewards_of(None, source.check),
         config.sampling,
         min(config.max_tokens, saved.model.config.sequence_len // 2),
-        LEVEL_TOGETHER,
+        LEVEL_BATCH_SIZE,
     )
     asked, task = 0, "finding a level"
     report(Noted(clock(), f"Looking for a level of {config.task} that suits the model."))
@@ -155,10 +156,10 @@ def _found_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> 
         nonlocal asked
         asked += 1
         keys = [
-            answer_keys(config.seed, OF_EVALUATIONS, asked, index, answers=LEVEL_SAMPLES)
+            answer_keys(config.seed, EVALUATION_SEED, asked, index, answers=LEVEL_SAMPLES)
             for index in range(len(questions))
         ]
-        texts = examiner.ask(questions, np.stack(keys)).texts
+        texts = sampler.sample(questions, np.stack(keys)).texts
         report(Progressed(clock(), task, asked, None, "levels"))
         return [texts[i : i + LEVEL_SAMPLES] for i in range(0, len(texts), LEVEL_SAMPLES)]
 
@@ -179,12 +180,12 @@ def _tuned_folder(config: RlConfig, home: Home) -> Path:
     if not layout.has_chat_template(folder):
         raise CheckpointError(
             f"The model in {folder} was not trained on conversations, so it cannot answer.",
-            _to_answer(str(config.source), home),
+            _chat_model_remedy(str(config.source), home),
         )
     return folder
 
 
-def _to_answer(source: str, home: Home) -> str:
+def _chat_model_remedy(source: str, home: Home) -> str:
     """Return what to do about a model that does not answer: its fine-tuned one may be there."""
     tuned = f"{source}-sft"  # as sft names it by default
     if is_name(tuned) and store.steps(home.finetuned / tuned):
@@ -212,8 +213,8 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
 
     name = "reinforcement learning"
     settings = RlConfig
-    draws = True
-    _made: tuple[TrainState, Examiner] | None = None  # whose model the examiner asks
+    on_policy = True
+    _sampler_of: tuple[TrainState, AnswerSampler] | None = None  # the newest, with its state
 
     @property
     def begins_with(self) -> str | None:
@@ -306,12 +307,12 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         self, documents: QuestionDocuments, state: TrainState, stop: ShouldStop = never
     ) -> Rollouts:
         """Return the answers to learn from, step by step."""
-        examiner = self._examiner(documents, state)
+        sampler = self._sampler(documents, state)
         return Rollouts(
             self.config,
             documents,
             state,
-            examiner,
+            sampler,
             self.reward,
             self.world,
             self.report,
@@ -325,31 +326,33 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         state: TrainState,
         draw: Callable[[Draw], list[Batch]] = lambda draw: draw(),
     ) -> Evaluation:
-        """Return what asks held-out questions."""
+        """Return the evaluation on held-out questions."""
         assert state.plan.drawing is not None
-        together = state.plan.drawing.together
-        examiner = self._examiner(documents, state)
-        return JudgedEvaluation(self.config, documents, examiner, together, self.world, self.clock)
+        batch_size = state.plan.drawing.together
+        sampler = self._sampler(documents, state)
+        return QuestionEvaluation(
+            self.config, documents, sampler, batch_size, self.world, self.clock
+        )
 
     def sampled(
         self, documents: QuestionDocuments, state: TrainState, step: int
     ) -> Iterator[Event]:
         """Yield answers to the first held-out questions, with their rewards."""
-        questions = list(documents.source.held_out[:SHOWN])
+        questions = list(documents.source.held_out[:SAMPLES_SHOWN])
         seed, numbers = self.config.seed, range(len(questions))
-        keys = np.stack([answer_keys(seed, OF_EVALUATIONS, n, answers=1) for n in numbers])
-        asked = self._examiner(documents, state).ask(questions, keys)
+        keys = np.stack([answer_keys(seed, EVALUATION_SEED, n, answers=1) for n in numbers])
+        answers = self._sampler(documents, state).sample(questions, keys)
         for question, text, reward in zip(
-            questions, asked.texts, asked.rewards[:, 0].tolist(), strict=True
+            questions, answers.texts, answers.rewards[:, 0].tolist(), strict=True
         ):
             yield Sampled(self.clock(), step, f"{question.prompt}\n", text, reward)
 
-    def _examiner(self, documents: QuestionDocuments, state: TrainState) -> Examiner:
-        """Return what asks the model of a state: one for steps, evaluations and samples."""
+    def _sampler(self, documents: QuestionDocuments, state: TrainState) -> AnswerSampler:
+        """Return the sampler of a state's model: one for steps, evaluations and samples."""
         drawing = state.plan.drawing
         assert drawing is not None
-        if self._made is None or self._made[0] is not state:
-            examiner = Examiner(
+        if self._sampler_of is None or self._sampler_of[0] is not state:
+            sampler = AnswerSampler(
                 state.model,
                 state.tokenizer,
                 documents.source,
@@ -359,5 +362,5 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
                 drawing.together,
                 state.plan.streams,
             )
-            self._made = state, examiner
-        return self._made[1]
+            self._sampler_of = state, sampler
+        return self._sampler_of[1]

@@ -239,7 +239,7 @@ def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) ->
         evaluated=activities.meter.evaluated(state.step),
         core_measured=any(point.step == state.step for point in activities.meter.core),
         shards=activities.documents.shards,
-        ahead=not stage.draws,
+        ahead=not stage.on_policy,
         computes_at_launch=runtime.machine().backend == "cpu",
     )
     try:

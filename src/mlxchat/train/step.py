@@ -45,7 +45,7 @@ class StepParts:
             all ranks have theirs.
         own_batches: whether ``batches`` are those of this rank alone, made when all ranks know of
             the step; otherwise every rank reads the batches of all.
-        news: returns events about the batches drawn last.
+        take_events: returns the events about the batches drawn last, once.
     """
 
     model: GPT
@@ -59,7 +59,7 @@ class StepParts:
     world: World = ALONE
     draw: Callable[[int, Draw], list[Batch]] = lambda number, draw: draw()
     own_batches: bool = False
-    news: Callable[[], Sequence[Event]] = lambda: ()
+    take_events: Callable[[], Sequence[Event]] = lambda: ()
 
     def keys(self, number: int) -> list[mx.array | None]:
         """Return the random key of dropout in each micro-batch of a step; None without dropout."""
@@ -142,7 +142,8 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
         del gradients  # so that the update can reuse their memory
         metrics = mx.concatenate([mx.stack([norm, rates.shown]), summed_shares])
         mx.async_eval(model.parameters(), optimizer.state, metrics)
-        return Pending(number, metrics, batches[-1].state, world.seconds_waited(), parts.news())
+        waited, events = world.seconds_waited(), parts.take_events()
+        return Pending(number, metrics, batches[-1].state, waited, events)
 
     return launch
 
