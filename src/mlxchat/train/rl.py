@@ -34,7 +34,13 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.trackers import require_tracker
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.answer_sampler import AnswerSampler
-from mlxchat.train.base import adapter_plan, load_base, require_trainable, with_default_source
+from mlxchat.train.base import (
+    adapter_plan,
+    load_base,
+    require_trainable,
+    unscaled_rates,
+    with_default_source,
+)
 from mlxchat.train.evaluation import Evaluation, never
 from mlxchat.train.loop import ShouldStop
 from mlxchat.train.question_evaluation import QuestionEvaluation
@@ -230,9 +236,8 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         return [f"its own answers to questions: {task}{level}{calculator}"]
 
     def learning_rates(self, plan: Plan) -> dict[str, float]:
-        """Return the rates before they were made smaller for this stage."""
-        share = self.config.init_lr_frac
-        return {group: rate / share for group, rate in plan.learning_rates.items()}
+        """Return the rates of pretraining, a share of which are the plan's."""
+        return unscaled_rates(plan, self.config.init_lr_frac)
 
     def momentum(self, plan: Plan, step: int) -> float:
         """Return Muon's momentum, which is constant."""
