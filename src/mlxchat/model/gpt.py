@@ -27,7 +27,7 @@ from mlxchat.model.decoding import DecodeStep, read_position
 from mlxchat.model.dropout import NO_DROPOUT, Dropout
 from mlxchat.model.embedding import look_up
 from mlxchat.model.linear import Linear
-from mlxchat.model.lora_linear import LoraLinear, dropping
+from mlxchat.model.lora_linear import LoraLinear, adapter_dropout
 from mlxchat.model.loss import CHUNK_ROWS, cross_entropies, mean_cross_entropy, soft_cap
 from mlxchat.model.norm import mix_and_norm, norm, norm_and_stream
 from mlxchat.model.rope import Rope
@@ -216,7 +216,7 @@ class GPT(nn.Module):
         block: Block = self.transformer["h"][i]
         if self.adapter is None:
             return block(normed, rope, value_embedding, cache, drop_block), x0
-        with dropping(block, dropout):
+        with adapter_dropout(block, dropout):
             return block(normed, rope, value_embedding, cache), x0
 
     def final_norm(self, x: mx.array, middle: mx.array) -> mx.array:
@@ -306,7 +306,8 @@ class GPT(nn.Module):
         x = x.reshape(-1, config.n_embd)  # (B * T, C)
         weight, frozen, added = head.dense, self.adapter is not None, None
         if isinstance(head, LoraLinear):
-            frozen = head.stretch is None  # with DoRA the gradient passes through the whole weight
+            # With DoRA the gradient passes through the whole weight.
+            frozen = head.dora_scale is None
             if frozen:
                 weight, added = head.linear.dense, (head.hidden(x), head.lora_b.T)
         return mean_cross_entropy(
@@ -369,7 +370,7 @@ class GPT(nn.Module):
         """
         for layer in self.modules():
             if isinstance(layer, LoraLinear):
-                layer.settle()
+                layer.cache_dora_scale()
         self.cast_matrices()
         for block in self.transformer["h"]:
             block.attn.fuse_qkv()

@@ -164,7 +164,7 @@ def prepare_together(base: GPT, adapted: Collection[GPT]) -> None:
     """
     for model in adapted:  # while the weights are as exact as they are stored
         for layer in _adapters(model).values():
-            layer.settle()
+            layer.cache_dora_scale()
     base.cast_matrices()
     for model in adapted:
         _share_weights(model, base)

@@ -58,18 +58,16 @@ def all_equal(rewards: _Floats) -> npt.NDArray[np.bool_]:
 
 
 def padded_rows(
-    prompts: Sequence[Sequence[int]], answers: Sequence[SampledAnswer], padding: int, width: int = 0
+    prompts: Sequence[Sequence[int]], answers: Sequence[SampledAnswer], padding: int
 ) -> PaddedRows:
     """Make training rows of answers with their prompts, each of at least one token.
 
     Args:
         prompts, answers: as many of both.
         padding: the id that fills up the rows.
-        width: the number of columns, at least as many as needed; 0 for just so many.
     """
-    lengths = [len(p) + len(a.ids) for p, a in zip(prompts, answers, strict=True)]
-    width = max(width, max(lengths) - 1)
-    ids = np.full((len(answers), width + 1), padding, np.int32)
+    longest = max(len(p) + len(a.ids) for p, a in zip(prompts, answers, strict=True))
+    ids = np.full((len(answers), longest), padding, np.int32)
     sampled = np.zeros(ids.shape, np.bool_)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         begin, end = len(prompt), len(prompt) + len(answer.ids)

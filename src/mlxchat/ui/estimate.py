@@ -111,7 +111,7 @@ def _ranks(facts: Estimate) -> list[Row]:
     """Return how the rows of a step are divided among several ranks."""
     if facts.ranks == 1:
         return []
-    each = facts.plan.of_each(facts.ranks)
+    each = facts.plan.per_rank(facts.ranks)
     rows = f"{amount(each.device_batch_size, 'rows')} of {facts.plan.model.sequence_len:,}"
     said = f"each with {amount(each.accumulation, 'micro-batches')} of {rows}"
     return [Row("ranks", str(facts.ranks), said)]
