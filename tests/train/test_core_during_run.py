@@ -206,7 +206,7 @@ class TwoRanks(World):
     def announce(self, act: Act, number: int = 0) -> None:
         self.announced.append(act)
 
-    def gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
+    def all_gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
         self.turns += 1
         return np.array([numbers, [self.turns == 3]], np.float64)
 

@@ -413,7 +413,7 @@ def test_ranks_draw_what_one_process_would_and_tell_of_all(tmp_path: Path) -> No
         documents = stage.open(None)
         *_, prepared = _with_result(stage.prepare(documents, resources, 0.0))
         with stage.batches(documents, prepared.state) as batches:
-            number = prepared.state.plan.of_each(here.size).accumulation
+            number = prepared.state.plan.per_rank(here.size).accumulation
             made = [next(batches) for _ in range(number)]
             [event] = batches.take_events()
         tokens = sum(int((batch.targets >= 0).sum()) for batch in made)

@@ -76,7 +76,7 @@ def estimate(
         tokens=plan.tokens,
         total_flops=step_flops * plan.num_iterations,
         memory={
-            **training_bytes(plan.model, plan.of_each(ranks), resources, plan.adapter),
+            **training_bytes(plan.model, plan.per_rank(ranks), resources, plan.adapter),
             "cache": room.cache,
         },
         memory_limit=plan.memory_limit or resources.memory,

@@ -129,7 +129,7 @@ class LoadedBase(NamedTuple):
     """The model that a run starts from."""
 
     model: GPT
-    before: History  # how it came to be
+    history: History  # how it came to be
     base: BaseRecord | None  # the model in its directory, if an adapter on it is trained
 
 

@@ -68,7 +68,7 @@ class QuestionEvaluation:
             answers = self._sampler.sample(questions, np.stack(keys), watch)
             right[list(indices)] = answers.right.sum(axis=1)
             reward, tokens = reward + float(answers.rewards.sum()), tokens + answers.tokens
-        totals = world.gather([*right.tolist(), reward, tokens]).sum(axis=0).tolist()
+        totals = world.all_gather([*right.tolist(), reward, tokens]).sum(axis=0).tolist()
         *counts, reward, tokens = totals
         samples, answered = config.eval_samples, config.eval_samples * len(counts)
         of_1, of_k = (pass_at_k([int(count) for count in counts], samples, k) for k in (1, samples))

@@ -170,11 +170,11 @@ class Rollouts:
         if not self._config.skip_equal:
             return self._config.examples
         different = float((~all_equal(answers.rewards)).sum())
-        return max(1, int(self._world.gather([different]).sum()))
+        return max(1, int(self._world.all_gather([different]).sum()))
 
     def _micro_batches(self, rows: TrainingRows, cursor: Cursor) -> list[Batch]:
         """Return a rank's micro-batches, each of the same number of rows or of none."""
-        plan = self._state.plan.of_each(self._world.size)
+        plan = self._state.plan.per_rank(self._world.size)
         size, state = plan.device_batch_size, LoaderState(cursor)
         unit = max(8, -(-self._state.plan.row_tokens // WIDTHS))
         batches = []
@@ -220,7 +220,7 @@ class Rollouts:
             counted=counted,
             learned=float(rows.lengths.sum()),
         )
-        of_ranks = self._world.gather([*sums, seconds])
+        of_ranks = self._world.all_gather([*sums, seconds])
         total = AnswerSums(*of_ranks[:, :-1].sum(axis=0).tolist())
         event = Rewarded(
             self._clock(),

@@ -28,7 +28,7 @@ from mlxchat.train.loop import Cadence, Hooks, train
 from mlxchat.train.measure import resources_of_all
 from mlxchat.train.parts import step_parts
 from mlxchat.train.ranks import differing
-from mlxchat.train.resume import TrainState, resume
+from mlxchat.train.resume import SavedRun, TrainState, resume
 from mlxchat.train.sharing import send
 from mlxchat.train.stage import Prepared, Stage
 from mlxchat.train.world import RanksDifferError
@@ -90,14 +90,11 @@ def run(
             yield Noted(clock(), note)
 
         # Plan, tokenizer, model and optimizer: as saved, or new
-        notes: tuple[str, ...] = ()
-        means = resources_of_all(stage.world, config.dtype)
+        resources = resources_of_all(stage.world, config.dtype)
         if saved:
-            state = yield from resume(config, saved, means, clock)
-            meter.restore(saved.trainer.meter)
+            state, notes = yield from _resume(stage, saved, resources, meter)
         else:
-            state, notes = yield from _begin(stage, documents, means, started_at, fresh)
-
+            state, notes = yield from _begin(stage, documents, resources, started_at, fresh)
         send(stage, documents, state)
 
         # Log, status file and tracker: other programs follow the run by them.
@@ -147,15 +144,24 @@ def _require_own_name(stage: Stage[Any, Any]) -> None:
             )
 
 
+def _resume(
+    stage: Stage[Any, Any], saved: SavedRun[Any], resources: Resources, meter: Meter
+) -> Generator[Event, None, Prepared]:
+    """Load a saved run, and its meter."""
+    state = yield from resume(stage.config, saved, resources, stage.clock)
+    meter.restore(saved.trainer.meter)
+    return Prepared(state, ())
+
+
 def _begin(
     stage: Stage[Any, Any],
     documents: Documents,
-    means: Resources,
+    resources: Resources,
     started_at: float,
     fresh: bool,
 ) -> Generator[Event, None, Prepared]:
     """Prepare a new run; with ``fresh``, an earlier one is set aside once that has succeeded."""
-    state, notes = yield from stage.prepare(documents, means, started_at)
+    state, notes = yield from stage.prepare(documents, resources, started_at)
     stage.world.rows(state.plan.rows_per_step)
     if fresh:
         yield from _set_aside(stage)

@@ -73,7 +73,7 @@ class StepParts:
     @property
     def own_plan(self) -> BatchPlan:
         """The division of this rank's rows of a step."""
-        return self.plan.of_each(self.world.size)
+        return self.plan.per_rank(self.world.size)
 
     def next_batches(self, number: int) -> list[Batch]:
         """Return the batches of a step, which all ranks make."""
@@ -135,7 +135,7 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
             mx.eval(shares[-1:])  # no more than one micro-batch under way
             shares.append(share)
         gradients[SHARES] = mx.stack(shares)  # summed over the ranks along with the gradients
-        gradients = world.sum(gradients, world.sent_as)
+        gradients = world.all_sum(gradients, world.sent_as)
         summed_shares = gradients.pop(SHARES)
         rates = parts.rates(number - 1)
         norm = optimizer.update(model, gradients, rates, parts.grad_clip, plan.streams)
