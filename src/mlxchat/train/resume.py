@@ -1,7 +1,7 @@
 """Resumes a run: finds its newest checkpoint, checks that its data is the same, and loads it.
 
-Files are compared by their size and footer here (`frames`), and completely when they are read
-(`KnownShards`).
+Files are compared by their size and footer here (`quick_fingerprints`), and completely when they
+are read (`KnownShards`).
 """
 
 from collections.abc import Generator, Sequence
@@ -15,7 +15,7 @@ from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.run import RunConfig, is_name
-from mlxchat.data.fingerprint import agree, frames, replaced
+from mlxchat.data.fingerprint import agree, quick_fingerprints, replaced
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import CheckpointError, ConfigError, DataError
 from mlxchat.model.gpt import GPT
@@ -178,7 +178,7 @@ def require_same_files(
             "and it is unknown whether their files are the same.",
             f"Use the data that it was started with, {_OTHERWISE}",
         )
-    for name, found in frames(folder, state.data).items():
+    for name, found in quick_fingerprints(folder, state.data).items():
         if not agree(state.fingerprints.get(name, found), found):
             raise replaced(folder / name)
 
