@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mlxchat.checkpoint import catalog
+from mlxchat.checkpoint.run_names import new_run
 from mlxchat.cli.completion import run_names
 from mlxchat.cli.options import (
     PATH,
@@ -119,7 +120,7 @@ def import_command(
         return
     foreign = importers.open_model(path, step, tokenizer, softcap, conversational)
     home, name = Home.from_environment(), model_tag or foreign.name
-    run = catalog.new_run(home, name, foreign.conversational, "model_tag")
+    run = new_run(home, name, foreign.conversational, "model_tag")
     with Screen(stream=sys.stderr) as screen:
         for note in foreign.notes:
             screen.show(Noted(time.time(), note))
@@ -142,7 +143,7 @@ def _import_adapter(
     home = Home.from_environment()
     base = catalog.find_model(home.stages, onto, None)
     foreign = open_adapter(path, base, conversational, force)
-    run = catalog.new_run(home, model_tag or foreign.name, foreign.conversational, "model_tag")
+    run = new_run(home, model_tag or foreign.name, foreign.conversational, "model_tag")
     with Screen(stream=sys.stderr) as screen:
         for note in foreign.notes:
             screen.show(Noted(time.time(), note))

@@ -7,8 +7,9 @@ from typing import Any
 
 from mlxchat import __version__, runtime
 from mlxchat.checkpoint import catalog, store
-from mlxchat.checkpoint.best import judged_steps
+from mlxchat.checkpoint.best import scored_steps
 from mlxchat.checkpoint.files import require_connected
+from mlxchat.checkpoint.run_names import require_own_spelling
 from mlxchat.data.documents import Documents
 from mlxchat.device_failures import explained
 from mlxchat.errors import ConfigError, command
@@ -69,7 +70,7 @@ def run(
         require_connected(home.log(config.tag))
         store.tidy(stage.folder)
 
-        catalog.require_own_spelling(home, config.tag, "model_tag")
+        require_own_spelling(home, config.tag, "model_tag")
 
         # Was it started before?
         saved = None if fresh else stage.saved()
@@ -288,7 +289,7 @@ def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:
     """Say so if an earlier step that is saved is clearly better than the last one."""
     found = catalog.better_than_newest(stage.folder)
     if found is None:
-        yield from _better_judged(stage)
+        yield from _better_scored(stage)
         return
     best, last = found
     use = command("chat", model_tag=stage.folder.name, step=best.step)
@@ -300,12 +301,12 @@ def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:
     )
 
 
-def _better_judged(stage: Stage[Any, Any]) -> Iterator[Event]:
+def _better_scored(stage: Stage[Any, Any]) -> Iterator[Event]:
     saved = store.steps(stage.folder)
-    judged = judged_steps(store.directory(stage.folder, saved[-1]), saved)
-    if not judged or judged[-1].step != saved[-1]:
+    scored = scored_steps(store.directory(stage.folder, saved[-1]), saved)
+    if not scored or scored[-1].step != saved[-1]:
         return
-    best, last = max(judged, key=lambda one: (one.pass_1, one.step)), judged[-1]
+    best, last = max(scored, key=lambda one: (one.pass_1, one.step)), scored[-1]
     if best.pass_1 - last.pass_1 > CLEARLY_WORSE_SCORE:
         use = command("chat", model_tag=stage.folder.name, step=best.step)
         yield Noted(
