@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlxchat.checkpoint.layout import SavedModel
     from mlxchat.serve.server import ServedModel, Server
 
-LOOK_SECONDS = 1.0  # between looks whether the server still runs
+POLL_SECONDS = 1.0  # between looks whether the server still runs
 _HOW_TO_CALL_IT = "Write `adapter=RUN`, or `adapter=NAME=RUN` to choose what clients call it."
 
 
@@ -103,7 +103,7 @@ def serve_command(
             start(saved.model, models, config, bound, log, networks) as server,
         ):
             _announce(server, models, model_in_words(folder, checkpoint), config)
-            while server.running and not asked.wait(LOOK_SECONDS):
+            while server.running and not asked.wait(POLL_SECONDS):
                 pass
             if asked.is_set():
                 say(_ending(server.stats.running), sys.stderr)
@@ -154,7 +154,7 @@ def _adapters(home: Home, given: Sequence[str]) -> dict[str, Path]:
                 f"Serve it on its own: {command('serve', model_tag=tag)}",
             )
         if (name := called or tag) in folders:
-            raise _called_alike(name)
+            raise _same_name_error(name)
         folders[name] = folder
     return folders
 
@@ -172,7 +172,7 @@ def _require_belong(folders: dict[str, Path], base: Path, name: str) -> None:
     from mlxchat.checkpoint.history import record_of_base
 
     if name in folders:
-        raise _called_alike(name)
+        raise _same_name_error(name)
     weights = record_of_base(base).weights if folders else {}
     for folder in folders.values():
         record = read_base_record(folder)
@@ -184,7 +184,7 @@ def _require_belong(folders: dict[str, Path], base: Path, name: str) -> None:
             )
 
 
-def _called_alike(name: str) -> ConfigError:
+def _same_name_error(name: str) -> ConfigError:
     return ConfigError(f"Two of these models are called {name}.", _HOW_TO_CALL_IT)
 
 

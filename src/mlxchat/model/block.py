@@ -159,7 +159,7 @@ def causal_attention(
     window: int,
     mask: mx.array | None = None,
 ) -> mx.array:
-    """Scaled dot-product attention of the last T of S positions, (B, H, T, D).
+    """Return the scaled dot-product attention of the last T of S positions, (B, H, T, D).
 
     Without a fused kernel MLX holds all T * S scores. There the queries are taken in blocks of
     `query_block`, each with only the keys that it can see: half of the scores, and more where there

@@ -4,7 +4,7 @@ All versions have rotary embeddings, RMS norms without weights, normalised queri
 ReLU, no biases, separate embedding and head matrices, and softly capped logits. Later versions add,
 one after the other (`mlxchat.model.config` has the table):
 
-- learnt scalars per layer that mix the residual stream with the token embedding (lambdas),
+- learned scalars per layer that mix the residual stream with the token embedding (lambdas),
 - attention within a window in most layers,
 - in some layers, a second embedding of the token that is added to the values,
 - a share of the previous token's embedding in each token's own (smear), and at the end the
@@ -172,7 +172,7 @@ class GPT(nn.Module):
         return self._mix(1, x, self.smear_lambda * gate, shifted)
 
     def lambdas(self) -> list[Arrays]:
-        """Return the learnt scalars of each layer by name, (1,); the classic network has none."""
+        """Return the learned scalars of each layer by name, (1,); the classic network has none."""
         n_layer, names = self.config.n_layer, self.config.traits.lambdas
         # Split at once: the gradient of each scalar by itself would be as long as them all.
         split = {name: mx.split(self[name], n_layer) for name in names}
@@ -195,7 +195,7 @@ class GPT(nn.Module):
             i: the number of the layer.
             x: (B, T, C), the residual stream before it.
             x0: (B, T, C), the residual stream before the first layer.
-            lambdas: the layer's learnt scalars, see `lambdas`.
+            lambdas: the layer's learned scalars, see `lambdas`.
             ids: (B, T), for the value embedding.
             rope: the rotation of the T positions.
             cache: the layer's keys and values of earlier positions.

@@ -103,7 +103,7 @@ def fuse_adapter(model: GPT, dequantize: bool = True) -> None:
     Args:
         model: a model with an adapter, not prepared for inference.
         dequantize: make a quantized model a plain one, in float32. Otherwise its layers are
-            quantized again as they were, and much of what the adapter learnt is lost.
+            quantized again as they were, and much of what the adapter learned is lost.
     """
     fused = {name: layer.fused(dequantize) for name, layer in _adapters(model).items()}
     _replace(model, fused)

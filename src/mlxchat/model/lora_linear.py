@@ -94,7 +94,7 @@ class LoraLinear(nn.Module):
 
         Args:
             dequantize: return a layer with a float32 weight also where the one inside is quantized.
-                Quantized again, it loses much of what the adapter learnt.
+                Quantized again, it loses much of what the adapter learned.
         """
         out_features, in_features = self.dense.shape
         layer = Linear(in_features, out_features)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mlxchat.counts import round_size
 from mlxchat.evaluate.pass_at_k import Interval
-from mlxchat.report.charts import line_look
+from mlxchat.report.charts import line_style
 from mlxchat.report.compare import compute_multiplier, same_validation
 from mlxchat.report.facts import RunFacts
 from mlxchat.report.scores import beside_each_other
@@ -232,5 +232,5 @@ def swatch(number: int) -> str:
     """Return a short piece of a run's line."""
     return (
         f'<svg class="swatch" viewBox="0 0 26 8" aria-hidden="true">'
-        f'<path class="line {line_look(number)}" d="M1 4H25"/></svg>'
+        f'<path class="line {line_style(number)}" d="M1 4H25"/></svg>'
     )

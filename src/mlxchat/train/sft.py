@@ -213,7 +213,7 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         folder = catalog.find_model(home.stages, config.source, config.step)
         lora = config.lora and config.lora.shape
         if lora and not has_chat_template(folder):
-            # The tokens that begin and end a message were in no text that a base model has learnt
+            # The tokens that begin and end a message were in no text that a base model has learned
             # from: to its head they are all the same.
             lora = lora.with_head()
         base = read_base(folder, home, lora)
