@@ -68,7 +68,7 @@ def serve_command(
     """
     require_one_place(model_tag, step, checkpoint)
     from mlxchat.checkpoint.history import tag_and_step
-    from mlxchat.serve.server import ServedModel, bind, start, thread_died
+    from mlxchat.serve.server import bind, start, thread_died
 
     asked = threading.Event()
     with closing(
@@ -84,18 +84,7 @@ def serve_command(
             name = tag_and_step(folder)[0]
             _require_belong(folders, folder, name)
             saved, adapted = _loaded(folder, folders, dtype)
-        models = [
-            ServedModel(
-                name=called,
-                tokenizer=each.tokenizer,
-                context=each.model.config.sequence_len,
-                conversational=each.conversational,
-                sampling=sampling,
-                system=config.system,
-                adapter=called if called in adapted else None,
-            )
-            for called, each in {name: saved, **adapted}.items()
-        ]
+        models = _served_models(name, saved, adapted, sampling, config.system)
         log = partial(say, stream=sys.stderr)
         networks = {called: each.model for called, each in adapted.items()}
         with (
@@ -110,6 +99,30 @@ def serve_command(
     if interrupts.requested():
         raise typer.Exit(interrupts.exit_code)
     raise thread_died()
+
+
+def _served_models(
+    name: str,
+    saved: "SavedModel",
+    adapted: "dict[str, SavedModel]",
+    sampling: Sampling,
+    system: str | None,
+) -> "list[ServedModel]":
+    """Return what the server knows of a model and of the adapters on it, by their names."""
+    from mlxchat.serve.prompts import ServedModel
+
+    return [
+        ServedModel(
+            name=called,
+            tokenizer=each.tokenizer,
+            context=each.model.config.sequence_len,
+            conversational=each.conversational,
+            sampling=sampling,
+            system=system,
+            adapter=called if called in adapted else None,
+        )
+        for called, each in {name: saved, **adapted}.items()
+    ]
 
 
 def _loaded(
