@@ -264,7 +264,7 @@ def test_a_level_of_which_next_to_nothing_is_right_comes_with_a_remedy(
     share: float, hopeless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = FoundLevel(1, {1: share, 2: 0.0})
-    monkeypatch.setattr(rl, "_suitable_level", lambda *_: found)
+    monkeypatch.setattr(rl, "suitable_level", lambda *_: found)
     config = rl_config(tmp_path, task="spelling", reward=None)
     settled, notes = with_level(config, Home(tmp_path), print, lambda: 0.0)
     assert settled.level == 1

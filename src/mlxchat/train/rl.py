@@ -6,7 +6,7 @@ questions correctly: if all answers are equally good, there is nothing to learn.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -17,19 +17,18 @@ from mlxchat.checkpoint import catalog, layout, store, trainer
 from mlxchat.config.rl import RlConfig
 from mlxchat.config.run import is_name
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.data.questions.choice import GENERATED, GSM8K, TaskChoice
-from mlxchat.data.questions.levels import FoundLevel, find_level
-from mlxchat.data.questions.question import QuestionSource, TaskQuestion
+from mlxchat.data.questions.choice import GENERATED, GSM8K
+from mlxchat.data.questions.question import QuestionSource
 from mlxchat.data.questions.tasks import GSM8K_SOURCE, questions_of
 from mlxchat.engine.rollout import answer_keys
-from mlxchat.errors import CheckpointError, ConfigError, DataError, MlxchatError, NotFound, command
+from mlxchat.errors import CheckpointError, DataError, MlxchatError, NotFound, command
 from mlxchat.home import Home
 from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import compute_dtype, hold_memory
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
-from mlxchat.telemetry.events import Event, Noted, Progressed, Report, Sampled
+from mlxchat.telemetry.events import Event, Noted, Report, Sampled
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.trackers import require_tracker
 from mlxchat.tokenizer.bpe import Tokenizer
@@ -47,6 +46,7 @@ from mlxchat.train.question_evaluation import QuestionEvaluation
 from mlxchat.train.resume import SavedRun, TrainState
 from mlxchat.train.rewards import CheckedReward, reward_fingerprints, rewards_of
 from mlxchat.train.rl_documents import QuestionDocuments, files_of
+from mlxchat.train.rl_level import level_notes, suitable_level
 from mlxchat.train.rl_plan import RL_MOMENTUM, question_survey, rl_plan
 from mlxchat.train.rollouts import EVALUATION_SEED, Rollouts
 from mlxchat.train.run import run
@@ -56,9 +56,6 @@ from mlxchat.train.step import Draw
 from mlxchat.train.world import ALONE, World
 
 SAMPLES_SHOWN = 2
-LEVEL_SAMPLES = 4  # answers to each question by which a level is chosen
-LEVEL_BATCH_SIZE = 256
-MIN_RIGHT = 0.1  # share of right answers below which published runs gained nothing
 
 
 def run_reinforcement(
@@ -117,61 +114,10 @@ def with_level(
             if newest:
                 state = trainer.read_state(newest, {Reinforcement.name: RlConfig})
                 return config.model_copy(update={"level": state.settings.level}), []
-    found = _suitable_level(config, home, report, clock)
-    if not found.share:
-        raise ConfigError(
-            f"The model answers none of the {config.task} questions correctly, at any level, so "
-            "there is nothing to reward.",
-            "Choose another `task`, or fine-tune the model on this one first: "
-            f"{_fine_tuning_command(config)}",
-        )
-    tried = ", ".join(f"{share:.1%} at level {level}" for level, share in found.shares.items())
-    note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.1%} right"
-    note += "." if found.suits else f", though 20 to 60% would suit it better ({tried})."
-    notes = [note]
-    if found.share < MIN_RIGHT:
-        notes.append(
-            f"From less than {MIN_RIGHT:.0%} right, little is learned. Better fine-tune the model "
-            f"on the task first: {_fine_tuning_command(config)}"
-        )
-    return config.model_copy(update={"level": found.level}), notes
-
-
-def _fine_tuning_command(config: RlConfig) -> str:
-    """Return the command that fine-tunes the model on the easiest questions of its task."""
-    easiest = str(TaskChoice(config.task, 1, config.calculator))
-    return command("sft", source=config.source, data=easiest, model_tag=config.task)
-
-
-def _suitable_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> FoundLevel:
     saved = layout.read_model(_tuned_folder(config, home), compute_dtype(config.dtype))
-    source = _questions(config.model_copy(update={"level": 1}), home)  # all are judged alike
-    sampler = AnswerSampler(
-        saved.model,
-        saved.tokenizer,
-        source,
-        rewards_of(None, source.check),
-        config.sampling,
-        min(config.max_tokens, saved.model.config.sequence_len // 2),
-        LEVEL_BATCH_SIZE,
-    )
-    asked, task = 0, "finding a level"
-    report(Noted(clock(), f"Looking for a level of {config.task} that suits the model."))
-
-    def answer(questions: Sequence[TaskQuestion]) -> list[list[str]]:
-        nonlocal asked
-        asked += 1
-        keys = [
-            answer_keys(config.seed, EVALUATION_SEED, asked, index, answers=LEVEL_SAMPLES)
-            for index in range(len(questions))
-        ]
-        texts = sampler.sample(questions, np.stack(keys)).texts
-        report(Progressed(clock(), task, asked, None, "levels"))
-        return [texts[i : i + LEVEL_SAMPLES] for i in range(0, len(texts), LEVEL_SAMPLES)]
-
-    found = find_level(config.task, answer, seed=config.seed, calculator=config.calculator)
-    report(Progressed(clock(), task, asked, asked, "levels"))  # ends its bar
-    return found
+    source = _questions(config.model_copy(update={"level": 1}), home)  # all levels are judged alike
+    found = suitable_level(config, saved, source, report, clock)
+    return config.model_copy(update={"level": found.level}), level_notes(config, found)
 
 
 def _tuned_folder(config: RlConfig, home: Home) -> Path:
