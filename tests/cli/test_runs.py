@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -147,6 +148,20 @@ def test_what_was_right_of_tasks_is_shown_and_compared(program: Program, place: 
     assert "gsm8k" in said and "mmlu" not in said
     first, second = json.loads(program("runs", "compare", "fox", "hen", "--json")[1])["runs"]
     assert len(first["tasks"]) == 3 and second["tasks"][0]["right"] == 70
+
+
+def test_evaluations_of_an_earlier_model_of_that_name_are_told_apart(
+    program: Program, place: Home
+) -> None:
+    assert re.search(r"evaluations +2 files$", program("runs", "show", "fox")[1], re.MULTILINE)
+    [verdicts, _] = put_evaluation(place, "fox", 40)
+    other = verdicts.rename(place.base_evaluations / "fox_000040_0a1b2c3d_of_00000000.jsonl")
+    said = program("runs", "show", "fox")[1]
+    assert "1 file, and 1 of an earlier model of that name" in said
+    shown = json.loads(program("runs", "show", "fox", "--json")[1])
+    assert shown["evaluations_of_other_models"] == [str(other)]
+    put_evaluation(place, "fox", 20)  # which is not saved any more: nothing tells its model
+    assert "3 files, and 1 of an earlier" in program("runs", "show", "fox")[1]
 
 
 def test_results_that_cannot_be_read_are_said(program: Program, place: Home) -> None:

@@ -93,6 +93,7 @@ def runs_show_command(
                 {**asdict(saved), "path": str(saved.path)} for saved in described.steps
             ],
             "tasks": results_in_json(described.tasks),
+            "evaluations_of_other_models": [str(path) for path in described.of_other_models],
             "later_runs": list(described.continued),
             "unread": described.fault or " ".join(described.unread) or None,
         }

@@ -11,11 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
+from mlxchat.checkpoint.evaluation_files import evaluations_by_run, evaluations_of
 from mlxchat.checkpoint.files import LONGEST, entries, is_folder, one_line, unreadable
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import STAGE_FOLDERS, Home
 
-EVALUATION = re.compile(r"(.+)_([0-9]{6,})(_[0-9]+_per_task)?_[0-9a-f]{8}(_[0-9]+_tasks)?\.\w+")
 _LOCK = re.compile(r"\.(.+)\.lock")  # of a run, in the folder of its stage
 
 
@@ -60,7 +60,7 @@ def all_runs(home: Home) -> list[RunPlaces]:
             stage,
             path,
             logs.get(path.name),
-            tuple(evaluations.get(path.name, ())),
+            evaluations_of(evaluations.get(path.name, ()), path),
         )
         for stage, path in listed
         if _holds_run(path)
@@ -69,7 +69,7 @@ def all_runs(home: Home) -> list[RunPlaces]:
         found[1]: stage for stage, path in listed if (found := _LOCK.fullmatch(path.name))
     }  # a run that has saved nothing yet has a lock in the folder of its stage
     for name in logs.keys() - {run.name for run in runs}:
-        of_run = tuple(evaluations.get(name, ()))
+        of_run = evaluations_of(evaluations.get(name, ()), None)
         runs.append(RunPlaces(name, locked.get(name), None, logs[name], of_run))
     return sorted(runs, key=lambda run: (run.name, run.stage or ""))
 
@@ -105,15 +105,6 @@ def no_such_run(name: str, names: Sequence[str]) -> NotFound:
     if near := [alike[each] for each in found]:
         return NotFound(problem, f"Did you mean {one_line(' or '.join(near), 5 * LONGEST)}?")
     return NotFound(problem, "mlxchat runs list shows all of them.")
-
-
-def evaluations_by_run(home: Home) -> dict[str, list[Path]]:
-    """Return the files of evaluations on CORE and on other tasks by the names of their runs."""
-    found: dict[str, list[Path]] = {}
-    for path in (*sorted(_below(home.base_evaluations)), *sorted(_below(home.chat_evaluations))):
-        if match := EVALUATION.fullmatch(path.name):
-            found.setdefault(match[1], []).append(path)
-    return found
 
 
 class DiskUse(NamedTuple):
