@@ -22,10 +22,18 @@ from mlxchat.checkpoint.bases import BASE_FILE, BaseRecord, is_needed
 from mlxchat.checkpoint.evaluation_files import rename_evaluations, renamed_evaluation
 from mlxchat.checkpoint.files import read_record, unreadable
 from mlxchat.config.run import NAME_IN_WORDS, require_name
-from mlxchat.disk import new_folder, open_regular, replacing, storing, sync
+from mlxchat.disk import (
+    DiskUse,
+    disk_use,
+    new_folder,
+    open_regular,
+    replacing,
+    storing,
+    sync,
+)
 from mlxchat.errors import CheckpointError, ConfigError, LockedError, MlxchatError, command
 from mlxchat.home import Home
-from mlxchat.report.places import DiskUse, RunPlaces, all_runs, disk_use, find_run
+from mlxchat.report.places import RunPlaces, all_runs, find_run
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with
 from mlxchat.telemetry.events import Progressed, Report
 

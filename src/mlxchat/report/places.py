@@ -1,15 +1,10 @@
 """All that is on disk of a run: its checkpoints, its log and status, what it got right of tasks."""
 
-import os
 import re
-import stat
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
 
 from mlxchat.checkpoint.evaluation_files import evaluations_by_run, evaluations_of
 from mlxchat.checkpoint.files import LONGEST, entries, is_folder, one_line, unreadable
@@ -105,50 +100,6 @@ def no_such_run(name: str, names: Sequence[str]) -> NotFound:
     if near := [alike[each] for each in found]:
         return NotFound(problem, f"Did you mean {one_line(' or '.join(near), 5 * LONGEST)}?")
     return NotFound(problem, "mlxchat runs list shows all of them.")
-
-
-class DiskUse(NamedTuple):
-    """The bytes of files, each counted once, and those of them that other folders share."""
-
-    bytes: int
-    shared: int = 0
-
-
-def disk_use(paths: Iterable[Path], beside: Iterable[Path] = ()) -> DiskUse:
-    """Return the bytes of files and of all in folders; what vanishes meanwhile does not count.
-
-    A file that is linked several times, as those of a copied run are, counts once.
-
-    Args:
-        paths: the files and folders.
-        beside: others, which may share files with them: what is removed together.
-    """
-    own = list(_files(paths))
-    facts = {_key(found): found for found in own}
-    links = Counter(_key(found) for found in (*own, *_files(beside)))
-    shared = sum(found.st_size for key, found in facts.items() if found.st_nlink > links[key])
-    return DiskUse(sum(found.st_size for found in facts.values()), shared)
-
-
-def _key(found: os.stat_result) -> tuple[int, int]:
-    """Return what tells a file from others, whatever its names."""
-    return found.st_dev, found.st_ino
-
-
-def _files(entries: Iterable[Path | os.DirEntry[str]]) -> Iterator[os.stat_result]:
-    """Yield what the disk says of files, and of all in folders, links followed."""
-    seen: set[tuple[int, int]] = set()  # folders; a link can lead to one above it
-    waiting = list(entries)
-    while waiting:
-        entry = waiting.pop()
-        with suppress(OSError):
-            facts = entry.stat()
-            if not stat.S_ISDIR(facts.st_mode):
-                yield facts
-            elif (facts.st_dev, facts.st_ino) not in seen:
-                seen.add((facts.st_dev, facts.st_ino))
-                with os.scandir(entry) as listed:
-                    waiting += listed
 
 
 def _below(folder: Path) -> list[Path]:
