@@ -134,8 +134,8 @@ def kept_stem(
 ) -> Path:
     """Return the path of an evaluation's files, without suffix, in the folder of evaluations.
 
-    What an evaluation of the same weights has left there, whose name says of them something else or
-    nothing, gets this name: as with earlier versions, it resumes.
+    Files that an evaluation of the same weights has left get this name, so that it resumes, if they
+    do not name a model, as in earlier versions, or name another one.
 
     Args:
         folder: the folder of evaluations.
