@@ -190,7 +190,7 @@ def _download(
         )
     folder = Home.from_environment().data(dataset)
     if not json:
-        say(f"{dataset}: {DATASETS[dataset].licence_note}")
+        say(f"Licence of {dataset}: {DATASETS[dataset].licence_note}")
     with (
         exit_promptly(),
         Screen(json) as screen,

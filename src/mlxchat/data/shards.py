@@ -80,7 +80,7 @@ DATASETS = {
             name="climbmix",
             repo="karpathy/climbmix-400b-shuffle",
             last_shard=6542,
-            licence_note="CC BY-NC 4.0: non-commercial use only",
+            licence_note="CC BY-NC 4.0, non-commercial use only",
             restriction="licensed for non-commercial use only",
         ),
     )
@@ -163,8 +163,9 @@ class LocalShards:
         remedy: what to do if there are none; by default, how to get the default dataset.
 
     Raises:
-        NotFound: the folder does not exist.
-        DataError: it holds fewer than two shards, or fewer training shards than ``num_shards``.
+        NotFound: the folder does not exist, or holds fewer than two shards, as one does whose
+            download has failed.
+        DataError: it holds fewer training shards than ``num_shards``.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class LocalShards:
         names = shard_names(folder) if names is None else names
         if len(names) < 2:
             found = f"only one shard, {names[0]}" if names else "no shards"
-            raise DataError(
+            raise NotFound(
                 f"{folder} contains {found}; at least two are needed, since the last one is used "
                 "for validation.",
                 remedy,

@@ -124,8 +124,8 @@ def with_level(
     notes = [note]
     if found.share < HOPELESS:
         notes.append(
-            f"From less than {HOPELESS:.0%} right, little is learned. Better fine-tune the model "
-            f"on the task first: {_to_learn(config)}"
+            f"With less than {HOPELESS:.0%} right, little is learned. Fine-tune the model on the "
+            f"task first: {_to_learn(config)}"
         )
     return config.model_copy(update={"level": found.level}), notes
 
