@@ -195,7 +195,7 @@ def test_export(program: Program, place: Home, tmp_path: Path) -> None:
     assert code == 0 and said == f"Wrote 41 lines to {out}.\n"
     assert len(out.read_text().splitlines()) == 42
     code, _, told = program("runs", "export", "fox", "--out", str(out))
-    assert code == 1 and "exists already" in told
+    assert code == 1 and "already exists" in told
     code, said, _ = program("runs", "export", "fox", "--out", str(tmp_path / "b"), "--json")
     assert json.loads(said) == {"path": str(tmp_path / "b"), "rows": 41}
 

@@ -108,7 +108,7 @@ def how_to_get(dataset: str, others: Sequence[str] = ()) -> str:
 
     >>> print(how_to_get("wikitext"))
     The hub has fineweb-edu and climbmix: mlxchat data fetch --dataset fineweb-edu --num-shards 2, \
-for example. Text of your own gets that name by: mlxchat data fetch --from PATH --dataset wikitext
+for example. To use that name for your own text: mlxchat data fetch --from PATH --dataset wikitext
     """
     if dataset in DATASETS:
         named = {} if dataset == DEFAULT_DATASET else {"dataset": dataset}
@@ -123,8 +123,8 @@ for example. Text of your own gets that name by: mlxchat data fetch --from PATH 
     return (
         f"{on_disk}The hub has {' and '.join(DATASETS)}: "
         f"{command('data fetch', dataset=DEFAULT_DATASET, num_shards=ENOUGH_SHARDS)}, for "
-        "example. Text of your own gets "
-        f"that name by: {command('data fetch', from_='PATH', dataset=dataset)}"
+        "example. To use that name for your "
+        f"own text: {command('data fetch', from_='PATH', dataset=dataset)}"
     )
 
 
