@@ -5,9 +5,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from mlxchat.counts import share_within
-
-_Z = 1.959964  # the normal distribution is within this many standard deviations in 95% of cases
+from mlxchat.counts import Z_OF_95, share_within
 
 
 @dataclass(frozen=True)
@@ -106,19 +104,20 @@ def effective_count(values: Sequence[float], asked: Sequence[Hashable], samples:
 
 def wilson(share: float, count: float) -> Interval:
     """Return Wilson's interval of a share (1927, Probable inference, J. Am. Stat. Assoc. 22)."""
-    spread = _Z**2 / count
+    spread = Z_OF_95**2 / count
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return Interval(share, min(share, low), max(share, high))  # whatever rounding does at 0 and 1
 
 
 def _t_quantile(freedom: float) -> float:
-    """Return the quantile of Student's t that belongs to `_Z`.
+    """Return the quantile of Student's t that belongs to `Z_OF_95`.
 
     It is within 0.3% of it from 5 degrees of freedom on, and too large below (Wallace 1959,
     Bounds on normal approximations to Student's and the chi-square distributions, Ann. Math.
     Stat. 30).
     """
     freedom = max(1.0, freedom)
-    z = _Z * (8 * freedom + 3) / (8 * freedom + 1)
+    z = Z_OF_95 * (8 * freedom + 3) / (8 * freedom + 1)
     return math.sqrt(freedom * math.expm1(z**2 / freedom))

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from rich.text import Text
 
-from mlxchat.counts import duration
+from mlxchat.counts import duration, score_within
 from mlxchat.harmless import harmless
 from mlxchat.report.description import RunDescription
 from mlxchat.report.differences import Comparison, differing_settings
@@ -101,7 +101,7 @@ def _overview(run: RunDescription) -> list[tuple[str, str]]:
     add("bits per byte", _bits_in_words(summary))
     add("pass@1", _right_in_words(summary))
     if summary.core:
-        add("CORE", f"{summary.core[-1].core:.4f} ± {summary.core[-1].error:.4f}")
+        add("CORE", score_within(summary.core[-1].core, summary.core[-1].error))
     add("time", None if summary.seconds is None else f"{duration(summary.seconds)} of training")
     if summary.tokens and summary.seconds:
         add("speed", f"{summary.tokens / summary.seconds:,.0f} tokens/s")
