@@ -13,7 +13,16 @@ import pytest
 from support.strange_files import STRANGE, put_strange
 
 from mlxchat.checkpoint.layout import open_unchecked
-from mlxchat.disk import new_folder, open_regular, read_regular, replacing, storing, sync
+from mlxchat.disk import (
+    DiskUse,
+    disk_use,
+    new_folder,
+    open_regular,
+    read_regular,
+    replacing,
+    storing,
+    sync,
+)
 from mlxchat.errors import ConfigError, DiskError, LockedError
 from mlxchat.home import Home
 from mlxchat.locks import Lock, in_use
@@ -306,3 +315,37 @@ def test_anything_else_is_an_error_at_once(kind: str, tmp_path: Path) -> None:
 def test_a_path_that_mlx_cannot_open_is_refused(use: Callable[[Path], object]) -> None:
     with pytest.raises(ConfigError, match="is not valid UTF-8"):
         use(Path(os.fsdecode(b"/caf\xe9")))
+
+
+# Space
+
+
+def test_a_file_counts_once_and_what_stays_is_told_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_bytes(bytes(100))
+    (folder / "b").hardlink_to(folder / "a")
+    assert disk_use([folder]) == DiskUse(100) and disk_use([folder]).freed == 100
+    assert disk_use([folder / "a"]) == DiskUse(100, shared=100)
+    assert disk_use([folder / "a"], beside=[folder / "b"]) == DiskUse(100)
+    (folder / "above").symlink_to(tmp_path)
+    (folder / "c").symlink_to(folder / "a")
+    assert disk_use([folder]) == DiskUse(100)  # each is here as well
+    assert disk_use([tmp_path / "missing"]) == DiskUse(0)
+
+
+def test_what_links_within_a_folder_lead_to_is_not_freed_with_it(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    (elsewhere / "below").mkdir(parents=True)
+    folder.mkdir()
+    for path, size in ((elsewhere / "below" / "x", 10), (elsewhere / "y", 5), (folder / "z", 1)):
+        path.write_bytes(bytes(size))
+    (folder / "step").symlink_to(elsewhere)
+    (folder / "gone").symlink_to(tmp_path / "nothing")
+    assert disk_use([folder]) == DiskUse(16, linked=15) and disk_use([folder]).freed == 1
+    (tmp_path / "run").symlink_to(folder)
+    assert disk_use([tmp_path / "run"]) == DiskUse(16, linked=15)  # a run's folder goes itself
+    (tmp_path / "file").symlink_to(elsewhere / "y")
+    assert disk_use([tmp_path / "file"]) == DiskUse(5, linked=5)
+    (folder / "y").hardlink_to(elsewhere / "y")
+    assert disk_use([folder]) == DiskUse(16, shared=5, linked=10)

@@ -68,7 +68,7 @@ def load(
     folder = catalog.find_model(place.stages, None if source is None else str(source), step)
     runtime.bound_buffer_cache()
     saved = layout.read_model(folder, runtime.compute_dtype(dtype))
-    return Model(saved, history_of(folder, place), place)
+    return Model(saved, history_of(folder, place), place, folder)
 
 
 def pretrain(

@@ -1,4 +1,4 @@
-"""The disk: writes that survive a power cut, new folders, free space, and files of any kind.
+"""The disk: writes that survive a power cut, new folders, space, and files of any kind.
 
 Network drives and memory cards cannot sync everything; what they refuse to sync is not synced.
 Anything may be in a folder: opening a pipe would wait for its writer, and a device may have no end,
@@ -11,10 +11,11 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from mlxchat.counts import round_size
 from mlxchat.errors import ConfigError, DiskError, reason_of
@@ -245,3 +246,75 @@ def read_regular(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"More than {most:,} bytes", str(path))
     return content
+
+
+class DiskUse(NamedTuple):
+    """The bytes of files, each counted once, whatever its names.
+
+    Attributes:
+        bytes: all of them.
+        shared: those of files that have a name elsewhere too, as in a copy of a run.
+        linked: those of files that are elsewhere, where symbolic links lead.
+    """
+
+    bytes: int
+    shared: int = 0
+    linked: int = 0
+
+    @property
+    def freed(self) -> int:
+        """The bytes that the disk has free again once the files are removed."""
+        return self.bytes - self.shared - self.linked
+
+
+def disk_use(paths: Iterable[Path], beside: Iterable[Path] = ()) -> DiskUse:
+    """Return the bytes of files and of all in folders; what vanishes meanwhile does not count.
+
+    A folder among them that is a symbolic link is the folder that it leads to; what links within
+    folders lead to counts, and is told apart.
+
+    Args:
+        paths: the files and folders.
+        beside: others, which may share files with them: what is removed together.
+    """
+    facts = dict[tuple[int, int], os.stat_result]()
+    names, here = Counter[tuple[int, int]](), set[tuple[int, int]]()
+    for found, linked in _files(paths):
+        facts[_key(found)] = found
+        if not linked:
+            here.add(_key(found))
+            names[_key(found)] += 1
+    names.update(_key(found) for found, linked in _files(beside) if not linked)
+
+    def total(keys: Iterable[tuple[int, int]]) -> int:
+        return sum(facts[key].st_size for key in keys)
+
+    shared = total(key for key in here if facts[key].st_nlink > names[key])
+    return DiskUse(total(facts), shared, total(facts.keys() - here))
+
+
+def _key(found: os.stat_result) -> tuple[int, int]:
+    """Return what tells a file from others, whatever its names."""
+    return found.st_dev, found.st_ino
+
+
+def _files(paths: Iterable[Path]) -> Iterator[tuple[os.stat_result, bool]]:
+    """Yield what the disk says of files and of all in folders, and whether a link leads there."""
+    seen: set[tuple[int, int]] = set()  # folders; a link can lead to one above it
+    waiting: list[Path | os.DirEntry[str]] = list(paths)
+    linked: list[Path | os.DirEntry[str]] = []  # looked at last: what is here as well is here
+    while waiting or linked:
+        behind = not waiting
+        entry = linked.pop() if behind else waiting.pop()
+        with suppress(OSError):
+            facts = entry.stat()
+            is_folder = stat.S_ISDIR(facts.st_mode)
+            given = isinstance(entry, Path)
+            if not behind and entry.is_symlink() and not (given and is_folder):
+                linked.append(entry)
+            elif not is_folder:
+                yield facts, behind
+            elif _key(facts) not in seen:
+                seen.add(_key(facts))
+                with os.scandir(entry) as listed:
+                    (linked if behind else waiting).extend(listed)

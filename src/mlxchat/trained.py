@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cached_property
 from math import isqrt
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
-from mlxchat.checkpoint import catalog, copies, store
+from mlxchat.checkpoint import catalog, copies, layout, store
+from mlxchat.checkpoint.digests import model_digest
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import BaseEvalConfig, ChatSettings, Sampling, TextSettings
@@ -21,7 +22,7 @@ from mlxchat.engine.cache import KVCache
 from mlxchat.engine.chat import Chat
 from mlxchat.engine.generate import generate
 from mlxchat.engine.sampling import make_sampler
-from mlxchat.errors import ConfigError, DataError
+from mlxchat.errors import ConfigError, DataError, MlxchatError
 from mlxchat.evaluate.core import CoreResult, evaluate_run
 from mlxchat.evaluate.loss import bits_per_byte, lay_out_text
 from mlxchat.home import Home, expanded
@@ -76,13 +77,16 @@ class Model:
     one rearranged for decoding; arrays that are the same in both are shared.
     """
 
-    def __init__(self, saved: SavedModel, history: History, home: Home) -> None:
+    def __init__(
+        self, saved: SavedModel, history: History, home: Home, folder: Path | None = None
+    ) -> None:
         self.network: GPT = saved.model
         self.tokenizer: Tokenizer = saved.tokenizer
         self.conversational: bool = saved.conversational
         self._base = saved.base
         self._history = history
         self._home = home
+        self._folder = folder  # that it was loaded from; None of a changed copy
 
     @property
     def name(self) -> str:
@@ -310,7 +314,8 @@ class Model:
         given |= {"memory_limit": memory_limit, "core": True}
         config = validated(BaseEvalConfig, given)
         name, saved = f"{self.name}_{self._history.step:06d}", self._saved(self.network)
-        return evaluate_run(name, saved, config, self._home, report, fresh)[0]
+        model = self._digest()
+        return evaluate_run(name, saved, config, self._home, report, fresh, model=model)[0]
 
     def logits(self, text: str | Sequence[int]) -> mx.array:
         """Return the logits of the next token after each token, (T, V) float32.
@@ -506,6 +511,18 @@ class Model:
 
     def _saved(self, network: GPT) -> SavedModel:
         return SavedModel(network, self.tokenizer, self.conversational, self._base)
+
+    def _digest(self) -> str | None:
+        """Return the `model_digest` of its directory; None if the model there is another one.
+
+        Whoever uses the model may have changed its weights.
+        """
+        if self._folder is None:
+            return None
+        with suppress(MlxchatError):
+            digest = model_digest(self._folder)
+            return digest if layout.is_saved_in(self._folder, self._saved(self.network)) else None
+        return None
 
     def _whole(self, dequantize: bool = True) -> SavedModel:
         """Return a copy of the model, with the adapter as a part of the weights if it has one."""

@@ -14,7 +14,7 @@ from support.models import network, saved_in
 from support.run_homes import MadeRun
 from support.task_scores import put_results, result
 
-from mlxchat.checkpoint import files, task_results
+from mlxchat.checkpoint import digests, files, task_results
 from mlxchat.checkpoint.task_results import (
     KeptResults,
     best_known,
@@ -183,5 +183,5 @@ def test_nothing_is_read_where_nothing_is_kept(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = saved_in(tmp_path / "model", network())
-    monkeypatch.setattr(task_results, "sha256_of", None)
+    monkeypatch.setattr(digests, "sha256_of", None)
     assert results_of(Home(home), "model", 0, folder) == ()

@@ -13,6 +13,7 @@ from support.checkpoints import put_step
 from support.program import Program
 
 from mlxchat.checkpoint import catalog, files, store
+from mlxchat.disk import disk_use
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 
@@ -85,7 +86,7 @@ def test_an_empty_home_is_no_error(program: Program) -> None:
     assert program("list", "--json")[1] == "[]\n"
     for command in ("list", "verify"):
         assert "There are no checkpoints in" in program(command)[1]
-    assert program("prune") == (0, "0 checkpoints removed, 0 B.\n", "")
+    assert program("prune") == (0, "0 checkpoints removed, 0 B freed.\n", "")
     code, _, said = program("list", "--model-tag", "d9")
     assert code == 1 and "no trained model" in said
 
@@ -145,7 +146,7 @@ def test_prune_cleans_up_runs_without_steps(
     code, said, _ = program("prune", *options, "--dry-run", "--keep", "3")
     assert (code, said) == (
         0,
-        "killed, unfinished: 5.0 kB\n0 checkpoints would be removed, 5.0 kB.\n",
+        "killed, unfinished: 5.0 kB\n0 checkpoints would be removed and 5.0 kB freed.\n",
     )
     with store.locked(runs / "killed"):
         program("prune", *options, "--keep", "3")
@@ -229,7 +230,7 @@ def test_steps_that_vanish_during_a_command_are_skipped(
         return locked(run)
 
     monkeypatch.setattr(store, "locked", vanishing)
-    assert program("prune")[:2] == (0, "0 checkpoints removed, 0 B.\n")
+    assert program("prune")[:2] == (0, "0 checkpoints removed, 0 B freed.\n")
 
 
 def faults(said: str) -> dict[str, str]:
@@ -285,9 +286,37 @@ def test_prune_removes_only_the_link_to_a_step_on_another_disk(
     old = runs / "d4" / "step_000010"
     old.rename(tmp_path / "moved")
     old.symlink_to(tmp_path / "moved")
-    assert program("prune", "--model-tag", "d4")[0] == 0
+    (runs / "d4" / "step_000020" / "more").write_bytes(bytes(10**6))
+    of_20 = disk_use([runs / "d4" / "step_000020"]).bytes
+    said = program("prune", "--model-tag", "d4", "--dry-run", "--json")[1]
+    assert json.loads(said)["bytes"] == of_20
+    code, said, _ = program("prune", "--model-tag", "d4")
+    assert code == 0 and f"removed, {of_20 / 1e6:.1f} MB freed." in said
     assert [path.name for path in (runs / "d4").iterdir()] == ["step_000030"]
     assert (tmp_path / "moved" / "trainer.json").exists()
+
+
+def test_files_that_runs_share_count_once_and_are_freed_with_the_last_of_them(
+    program: Program, home: Path
+) -> None:
+    runs = Home(home).runs
+    for step in (10, 20):
+        (put_step(runs / "a", step) / "more").write_bytes(bytes(10**6))
+        shutil.copytree(
+            store.directory(runs / "a", step),
+            store.directory(runs / "b", step),
+            copy_function=os.link,
+        )
+    said = program("list")[1]
+    assert said.endswith("4 checkpoints, 2.0 MB; what copies share counts once\n")
+    assert program("list", "--model-tag", "a")[1].endswith("2 checkpoints, 2.0 MB\n")
+    for options, freed in (
+        (["--model-tag", "a", "--dry-run"], "1 checkpoint would be removed and 0 B freed."),
+        (["--dry-run"], "2 checkpoints would be removed and 1.0 MB freed."),
+        (["--model-tag", "a"], "1 checkpoint removed, 0 B freed."),
+        (["--model-tag", "b"], "1 checkpoint removed, 1.0 MB freed."),
+    ):
+        assert program("prune", *options)[1].splitlines()[-1] == freed
 
 
 def test_an_unreadable_run_does_not_stop_the_others(

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from support.task_scores import put_results, result
 
 from mlxchat.checkpoint import store
 from mlxchat.cli import questions
+from mlxchat.disk import disk_use
 from mlxchat.home import Home
-from mlxchat.report.places import all_runs, disk_use, find_run
+from mlxchat.report.places import all_runs, find_run
 
 
 @pytest.fixture
@@ -50,6 +53,32 @@ def test_list(program: Program, place: Home) -> None:
     first, second = json.loads(said)
     assert (first["name"], first["state"], first["step"]) == ("fox", "finished", 40)
     assert second["bits_per_byte"] == 1.1 + 1 / 41 and len(first["evaluation_files"]) == 2
+
+
+def test_the_total_counts_what_copies_share_once(program: Program, place: Home) -> None:
+    (place.runs / "fox" / "step_000040" / "model.safetensors").write_bytes(bytes(5 * 10**6))
+    assert program("runs", "list")[1].splitlines()[-1] == "2 runs, 5.0 MB"
+    assert program("runs", "copy", "fox", "fox2")[0] == 0
+    lines = program("runs", "list")[1].splitlines()
+    assert sum("5.0 MB" in line for line in lines[:-1]) == 2  # of each the size is its own
+    assert lines[-1] == "3 runs, 5.1 MB; what copies share counts once"
+
+
+def test_remove_says_what_is_freed(program: Program, place: Home, tmp_path: Path) -> None:
+    (place.runs / "fox" / "step_000040" / "model.safetensors").write_bytes(bytes(5 * 10**6))
+    moved = tmp_path / "moved"
+    shutil.move(place.runs / "fox" / "step_000030", moved)
+    (place.runs / "fox" / "step_000030").symlink_to(moved)
+    (moved / "model.safetensors").write_bytes(bytes(3 * 10**6))
+    assert program("runs", "copy", "fox", "fox2")[0] == 0
+    lines = program("runs", "remove", "fox", "--yes")[1].splitlines()
+    assert "5.0 MB of that stay on the disk, since copies share them." in lines[1]
+    assert "3.0 MB of that stay where symbolic links lead." in lines[2]
+    assert re.fullmatch(r"Removed 1 run and freed \d\d\.\d kB\.", lines[3])
+    assert (moved / "model.safetensors").exists()
+    removed = json.loads(program("runs", "remove", "fox2", "--yes", "--json")[1])
+    [fox2] = removed["removed"]  # shares the step that was moved, which stays
+    assert removed["freed"] == removed["bytes"] - fox2["shared"] and fox2["shared"] > 3 * 10**6
 
 
 def test_list_of_an_empty_home(program: Program) -> None:
@@ -149,6 +178,20 @@ def test_what_was_right_of_tasks_is_shown_and_compared(program: Program, place: 
     assert len(first["tasks"]) == 3 and second["tasks"][0]["right"] == 70
 
 
+def test_evaluations_of_an_earlier_model_of_that_name_are_told_apart(
+    program: Program, place: Home
+) -> None:
+    assert re.search(r"evaluations +2 files$", program("runs", "show", "fox")[1], re.MULTILINE)
+    [verdicts, _] = put_evaluation(place, "fox", 40)
+    other = verdicts.rename(place.base_evaluations / "fox_000040_0a1b2c3d_of_00000000.jsonl")
+    said = program("runs", "show", "fox")[1]
+    assert "1 file, and 1 of an earlier model of that name" in said
+    shown = json.loads(program("runs", "show", "fox", "--json")[1])
+    assert shown["evaluations_of_other_models"] == [str(other)]
+    put_evaluation(place, "fox", 20)  # which is not saved any more: nothing tells its model
+    assert "3 files, and 1 of an earlier" in program("runs", "show", "fox")[1]
+
+
 def test_results_that_cannot_be_read_are_said(program: Program, place: Home) -> None:
     put_results(place, "fox", 40, result()).write_text("[")
     code, said, _ = program("runs", "show", "fox")
@@ -176,7 +219,7 @@ def test_remove_says_what_and_asks(program: Program, place: Home, answers: list[
     assert "Nothing was removed." in said
     assert program("runs", "remove", "fox")[0] == 1
     code, said, _ = program("runs", "remove", "fox")
-    assert code == 0 and "Removed 1 run, " in said
+    assert code == 0 and "Removed 1 run and freed " in said
     assert [run.name for run in all_runs(place)] == ["hen"]
 
 
@@ -261,12 +304,20 @@ def test_data_remove(program: Program, place: Home, own_text: Path, answers: lis
     )
     MadeRun("done", settings={"dataset": "mine"}).put(place)
     place.own_tokenizer("mine").mkdir()
+    (place.own_tokenizer("mine") / "tokenizer.json").write_bytes(bytes(2 * 10**6))
+    (place.data("mine") / "shared.parquet").write_bytes(bytes(10**6))
+    (place.root / "kept.parquet").hardlink_to(place.data("mine") / "shared.parquet")
     answers += ["n"]
     code, said, _ = program("data", "remove", "mine")
-    assert code == 1 and "mine: 2 shards, " in said and "Its tokenizer is removed too." in said
+    assert (
+        code == 1 and "mine: 3 shards, 3.0 MB." in said and "Its tokenizer is removed too." in said
+    )
     assert "cannot be resumed without it: on-mine." in said
+    assert "1.0 MB of that stay on the disk, since copies share them." in said
     code, said, _ = program("data", "remove", "mine", "--yes", "--json")
-    assert code == 0 and json.loads(said)["unfinished_runs"] == ["on-mine"]
+    removed = json.loads(said)
+    assert code == 0 and removed["unfinished_runs"] == ["on-mine"]
+    assert removed["bytes"] - removed["freed"] == removed["shared"] == 10**6
     assert not place.data("mine").exists() and not place.own_tokenizer("mine").exists()
     code, _, told = program("data", "remove", "mine", "--yes")
     assert code == 1 and "There are none." in told

@@ -1,6 +1,7 @@
 """`mlxchat scaling`: what it refuses, its help, and a small ladder to the end."""
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from support.program import Program
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.home import Home
 from mlxchat.plan import scaling
+from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Stepped
 from mlxchat.tokenizer.bpe import TOKENIZER_FILE
 from mlxchat.train.pretrain import run_pretraining
@@ -29,6 +31,7 @@ SMALL = [
 ]
 LADDER = (1, 2, 3)
 SECONDS = 28  # of a ladder: 4, 8 and 16
+TICK = 0.2  # seconds that pass from one reading of the clock to the next
 
 
 @pytest.fixture
@@ -103,7 +106,15 @@ def test_all_runs_share_a_tokenizer_that_is_trained_first(home: Path) -> None:
     assert (folder / TOKENIZER_FILE).exists()
 
 
+@pytest.fixture
+def _ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let time pass with each reading of the clock, however busy the machine is."""
+    ticks = count()
+    monkeypatch.setitem(vars(SYSTEM_CLOCK), "seconds", lambda: TICK * next(ticks))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_ticking")
 def test_a_ladder_resumes_within_and_between_its_runs(
     prepared_home: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

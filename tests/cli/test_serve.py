@@ -19,6 +19,22 @@ HI = {
     "logit_bias": {str(special): -100 for special in range(291, 300)},  # so that it does not end
 }
 
+# The program, whose answers take two seconds at least, so that a signal comes in their middle.
+SLOWLY = """
+import time
+from mlxchat.__main__ import run_program
+from mlxchat.engine.continuous import ContinuousBatch
+
+step = ContinuousBatch.step
+
+def slow_step(batch):
+    time.sleep(0.02)
+    return step(batch)
+
+ContinuousBatch.step = slow_step
+run_program()
+"""
+
 
 def answer(url: str, **more: object) -> str:
     reply = httpx.post(f"{url}/chat/completions", json={**HI, **more}, timeout=60)
@@ -32,7 +48,7 @@ def test_it_serves_until_it_is_asked_to_end(
     number: signal.Signals, code: int, home: Path, tmp_path: Path
 ) -> None:
     small_runs(home, tmp_path)
-    command = [sys.executable, "-m", "mlxchat", "serve", "--port", "0", "--slots", "2"]
+    command = [sys.executable, "-c", SLOWLY, "serve", "--port", "0", "--slots", "2"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
         try:
@@ -50,7 +66,7 @@ def test_it_serves_until_it_is_asked_to_end(
             asking.start()
             metrics = url.replace("/v1", "/metrics")
             while "mlxchat_running 2" not in httpx.get(metrics, timeout=60).text:
-                pass
+                assert asking.is_alive()
             process.send_signal(number)
             _, errors = process.communicate(timeout=60)
         finally:

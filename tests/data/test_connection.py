@@ -172,11 +172,11 @@ def test_a_host_that_drops_packets_at_all_addresses_takes_one_time_limit(
     network[ADDRESSES[0]] = OSError(101, "Network is unreachable")  # as without IPv6
     began = time.monotonic()
     with (
-        open_client(0.2) as client,
-        pytest.raises(httpx.ConnectTimeout, match=r"hub\.example did not answer for 0\.2 s"),
+        open_client(0.5) as client,
+        pytest.raises(httpx.ConnectTimeout, match=r"hub\.example did not answer for 0\.5 s"),
     ):
         client.get("http://hub.example/x")
-    assert time.monotonic() - began < 1.5  # eight limits, one after the other, are 1.6
+    assert time.monotonic() - began < 3.5  # eight limits, one after the other, are 4
 
 
 def test_a_host_that_answers_at_one_address_is_reachable(

@@ -335,6 +335,14 @@ def test_status_counts_shards_bytes_and_unfinished_files(tmp_path: Path) -> None
     assert status(home)[1].bytes == sum(sizes)
 
 
+def test_a_shard_that_streaming_fetched_and_fetch_keeps_counts_once(tmp_path: Path) -> None:
+    folder = Home(tmp_path).data("fineweb-edu")
+    streamed = write_shard(folder / ".streamed" / shard_name(0))
+    (folder / shard_name(0)).hardlink_to(streamed)
+    [found] = status(Home(tmp_path))
+    assert found.bytes == streamed.stat().st_size
+
+
 @pytest.mark.parametrize("kind", STRANGE)
 def test_status_counts_what_lies_in_a_folder_without_opening_it(kind: str, tmp_path: Path) -> None:
     home = Home(tmp_path)

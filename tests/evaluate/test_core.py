@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -227,12 +228,13 @@ def test_the_csv_has_nanochats_form(tmp_path: Path) -> None:
 
 
 def evaluated(
-    home: Path, bundle: Path, fresh: bool = False, **given: object
+    home: Path, bundle: Path, fresh: bool = False, model: str | None = None, **given: object
 ) -> tuple[CoreResult, list[Event]]:
     events: list[Event] = []
     given = {"tasks": ",".join(MADE), "bundle": bundle, **given}
     config = BaseEvalConfig.model_validate(given)
-    result, _ = evaluate_run("m", core_model("modern"), config, Home(home), events.append, fresh)
+    saved, place = core_model("modern"), Home(home)
+    result, _ = evaluate_run("m", saved, config, place, events.append, fresh, model=model)
     return result, events
 
 
@@ -290,7 +292,7 @@ def test_tasks_are_added_to_those_before(home: Path, tmp_path: Path) -> None:
     evaluated(home, bundle, tasks="copa")
     _, events = evaluated(home, bundle, tasks="copa,winograd")
     assert any(isinstance(event, Noted) and event.text.startswith("14 of 28") for event in events)
-    names = {path.name.split("_", 2)[-1] for path in (home / "base_eval").glob("*.csv")}
+    names = {path.name.split("_", 4)[-1] for path in (home / "base_eval").glob("*.csv")}
     assert names == {"1_tasks.csv", "2_tasks.csv"}  # the scores of all tasks are never replaced
 
 
@@ -345,6 +347,39 @@ def test_another_model_has_files_of_its_own(tmp_path: Path) -> None:
     }  # fmt: skip
     assert len(stems) == 6
     assert core_stem("m", network(), bundle, None) == core_stem("m", saved, bundle, None)
+
+
+def test_what_an_earlier_version_kept_is_resumed_and_says_whose_it_is(
+    home: Path, tmp_path: Path
+) -> None:
+    bundle, folder = made_bundle(tmp_path), home / "base_eval"
+    expected, _ = evaluated(home, bundle, tasks="copa")
+    for path in folder.iterdir():  # as earlier versions called it
+        path.rename(folder / re.sub("_of_[0-9a-f]{8}", "", path.name))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    result, events = evaluated(home, bundle, tasks="copa", model="5e6f7a8b")
+    assert result == expected
+    assert any(isinstance(event, Noted) and event.text.startswith("14 of 14") for event in events)
+    after = {path.name.replace("_of_5e6f7a8b", ""): path.read_bytes() for path in folder.iterdir()}
+    assert after == before and all("_of_5e6f7a8b" in path.name for path in folder.iterdir())
+
+
+def test_the_same_weights_are_evaluated_once_wherever_they_are(home: Path, tmp_path: Path) -> None:
+    bundle, folder = made_bundle(tmp_path), home / "base_eval"
+    for model in (None, "5e6f7a8b", "0a0b0c0d", None):  # in memory first and last
+        _, events = evaluated(home, bundle, tasks="copa", model=model)
+        assert len(list(folder.glob("*.jsonl"))) == 1
+    assert all("_of_0a0b0c0d" in path.name for path in folder.iterdir())
+    assert any(isinstance(event, Noted) for event in events)  # that all had been evaluated
+
+
+def test_what_another_process_evaluates_is_not_renamed(home: Path, tmp_path: Path) -> None:
+    bundle = made_bundle(tmp_path)
+    evaluated(home, bundle, tasks="copa")
+    [path] = (home / "base_eval").glob("*.jsonl")
+    with KeptVerdicts.open(path), pytest.raises(LockedError, match="is evaluating the same model"):
+        evaluated(home, bundle, tasks="copa", model="5e6f7a8b")
+    assert path.exists()
 
 
 @needs_shared

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from support.foreign_models import write_nanochat
 from support.models import BYTES, network, saved_in
 
 import mlxchat
+from mlxchat.checkpoint import layout
+from mlxchat.checkpoint.digests import model_digest
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.cli import evaluate_base
 from mlxchat.cli.evaluate_base import eval_base_command
@@ -190,7 +193,9 @@ def test_a_bundle_that_is_named_is_measured_or_refused(
 ) -> None:
     named: list[Path | None] = []
 
-    def noticed(name: str, saved: SavedModel, config: BaseEvalConfig, *_: object) -> NoReturn:
+    def noticed(
+        name: str, saved: SavedModel, config: BaseEvalConfig, *_: object, **__: object
+    ) -> NoReturn:
         named.append(config.bundle)
         raise KeyboardInterrupt
 
@@ -251,6 +256,34 @@ def test_the_same_from_python(
         loaded.evaluate_core(["x"])
     with pytest.raises(ConfigError, match="`max_per_task=0`"):
         loaded.evaluate_core(max_per_task=0)
+
+
+def test_scores_name_the_weights_that_they_are_of(
+    model: Path, bundle: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(model, tasks="copa", bundle=bundle)
+    digest = model_digest(model)
+    assert Path(facts(capsys)["core"]["csv"]).name.endswith(f"_of_{digest}_1_tasks.csv")
+    loaded = mlxchat.load(model)
+    loaded.evaluate_core(["copa"], bundle=bundle)
+    weights = loaded.network.named_parameters()
+    loaded.network.load_weights([(name, 2 * array) for name, array in weights.items()])
+    loaded.evaluate_core(["copa"], bundle=bundle)
+    ends = [path.stem.split("_of_")[1] for path in (home / "base_eval").glob("*.jsonl")]
+    assert len(ends) == 2 and ends.count(digest) == 1
+
+
+def test_a_model_in_memory_is_known_by_its_shape_vocabulary_and_weights(model: Path) -> None:
+    saved = layout.read_model(model, mx.float32)
+    assert layout.is_saved_in(model, saved)
+    saved.model.dtype = mx.bfloat16  # that it computes in
+    assert layout.is_saved_in(model, saved)
+    assert not layout.is_saved_in(model, network())
+    assert not layout.is_saved_in(model, replace(saved, tokenizer=BYTES))
+    weights = saved.model.named_parameters()
+    name = min(weights)
+    saved.model.load_weights([(name, weights[name].astype(mx.bfloat16))], strict=False)
+    assert not layout.is_saved_in(model, saved)
 
 
 @pytest.mark.slow

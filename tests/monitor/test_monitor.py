@@ -297,7 +297,7 @@ def test_a_disk_that_hangs_delays_no_exit(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(file, "interrupt", hanging.wait)
         began = monotonic()
         note_interruption()
-        assert monotonic() - began < 2
+        assert monotonic() - began < 10
         hanging.set()
 
 

@@ -22,6 +22,7 @@ from support.logs import (
 from support.task_scores import put_results, result
 from typer.testing import CliRunner
 
+from mlxchat.checkpoint.digests import model_digest
 from mlxchat.cli.app import app
 from mlxchat.errors import NotFound
 from mlxchat.home import Home
@@ -212,6 +213,24 @@ def test_the_verdicts_of_an_evaluation_have_intervals(home: Path) -> None:
     os.utime(path, (0, 0))  # of an earlier run of that name
     page, _ = report(home, run)
     assert "CORE by task" not in page.text
+    digest = model_digest(Home(home).run(run) / "step_000008")
+    path = path.rename(folder / f"{run}_000008_12345678_of_{digest}.jsonl")
+    page, _ = report(home, run)
+    assert "CORE by task" in page.text  # the weights count, and not the time
+    path = path.rename(folder / f"{run}_000008_12345678_of_0a0b0c0d.jsonl")
+    os.utime(path)
+    page, _ = report(home, run)
+    assert "CORE by task" not in page.text
+
+
+def test_that_nothing_tells_whose_an_evaluation_is_is_said(home: Path) -> None:
+    run = saved_run(home, "classic")
+    folder = Home(home).base_evaluations
+    folder.mkdir()
+    (folder / f"{run}_000008_12345678_of_0a0b0c0d.jsonl").touch()
+    (Home(home).run(run) / "step_000008" / "SHA256SUMS").write_text("x")
+    page, _ = report(home, run)
+    assert "SHA256SUMS is damaged" in page.text and "CORE by task" not in page.text
 
 
 def test_what_was_right_of_tasks_is_in_the_page(home: Path) -> None:

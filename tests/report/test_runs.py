@@ -15,7 +15,7 @@ from mlxchat.home import STAGE_FOLDERS, Home
 from mlxchat.monitor.runs import Runs
 from mlxchat.report import log_end
 from mlxchat.report.log_end import read_log_end, told_of
-from mlxchat.report.places import disk_use, find_run
+from mlxchat.report.places import find_run
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with, reading_from
 from mlxchat.telemetry.events import (
     Event,
@@ -197,17 +197,6 @@ def test_an_unknown_name_suggests_others(place: Home) -> None:
     MadeRun("fox-small", stage="fine-tuning").put(place)
     with pytest.raises(ConfigError, match="two runs called fox-small"):
         find_run(place, "fox-small")
-
-
-def test_files_that_are_linked_count_once(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(bytes(100))
-    (tmp_path / "b").hardlink_to(tmp_path / "a")
-    assert disk_use([tmp_path]) == (100, 0)
-    assert disk_use([tmp_path / "a"]) == (100, 100)
-    assert disk_use([tmp_path / "a"], beside=[tmp_path / "b"]) == (100, 0)
-    (tmp_path / "above").symlink_to(tmp_path)
-    assert disk_use([tmp_path]) == (100, 0)
-    assert disk_use([tmp_path / "missing"]) == (0, 0)
 
 
 def test_stages_have_their_settings() -> None:

@@ -328,7 +328,7 @@ def test_the_end_does_not_wait_longer_than_it_is_told() -> None:
         until(lambda: running.stats.running == 1)
         start = time.monotonic()
         running.close(0.05)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 10
         received = b""
         while piece := client.recv(65536):
             received += piece

@@ -1,5 +1,6 @@
 """A whole run: its events, checkpoints and log; it resumes bit for bit after an interruption."""
 
+import errno
 import fcntl
 import json
 import math
@@ -15,13 +16,17 @@ from typing import Any
 
 import pytest
 from support.marks import slow
+from support.run_homes import put_evaluation
 from support.runs import CONFIG, OWN, SETTINGS, assert_same, final, logged, run, shards
+from support.task_scores import put_results, result
 
 from mlxchat.checkpoint import files, layout, store
+from mlxchat.checkpoint.evaluation_files import evaluations_by_run
+from mlxchat.checkpoint.task_results import results_of
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.data.loader import Stopped
 from mlxchat.data.shards import LocalShards
-from mlxchat.errors import LockedError, MlxchatError
+from mlxchat.errors import DiskError, LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.locks import Lock
 from mlxchat.model.config import GPTConfig
@@ -264,14 +269,40 @@ def test_other_settings_are_refused_and_named(straight: tuple[Path, list[Event]]
 
 
 def test_fresh_sets_the_old_run_aside(prepared: Path) -> None:
+    place = Home(prepared)
     run(prepared, stop_at=2)
-    events = run(prepared, CONFIG.model_copy(update={"num_iterations": 3}), fresh=True)
-    runs = Home(prepared).runs
-    assert store.steps(runs / "run") == [3]
-    assert store.steps(runs / "run.old1")
-    assert logged(prepared, "step") == [1, 2, 3]
-    assert Home(prepared).log("run.old1").exists()
+    [step] = store.steps(place.runs / "run")
+    put_results(place, "run", step, result())
+    put_evaluation(place, "run", step)
+    elsewhere = place.chat_evaluations / "run_000000_0a0b0c0d.json"  # of a folder of that name
+    elsewhere.touch()
+    events = run(prepared, CONFIG.model_copy(update={"num_iterations": step}), fresh=True)
+    now, old = place.runs / "run", place.runs / "run.old1"
+    assert store.steps(now) == store.steps(old) == [step]
+    assert logged(prepared, "step") == list(range(1, step + 1))
+    assert place.log("run.old1").exists()
     assert any(isinstance(e, Noted) and "renamed to run.old1" in e.text for e in events)
+    assert results_of(place, "run.old1", step, store.directory(old, step)) == (result(),)
+    assert results_of(place, "run", step, store.directory(now, step)) == ()
+    kept = evaluations_by_run(place)
+    assert [file.path for file in kept.pop("run")] == [elsewhere]
+    assert len(kept.pop("run.old1")) == 3 and not kept
+
+
+def test_fresh_says_why_the_old_run_cannot_be_set_aside(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(prepared, stop_at=2)
+    before = store.steps(Home(prepared).runs / "run")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refuse)
+        with pytest.raises(DiskError, match=r"run\.old1 cannot be stored: Permission denied"):
+            run(prepared, fresh=True)
+    assert store.steps(Home(prepared).runs / "run") == before
 
 
 @pytest.mark.slow

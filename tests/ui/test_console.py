@@ -363,6 +363,16 @@ def test_a_table_on_a_narrow_terminal_breaks_no_number_or_word(width, monkeypatc
     assert {"embedding", "bits,", "19,200", "9.0", "0.02"} <= set(" ".join(lines).split())
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_path_in_a_table_can_be_copied_from_a_narrow_terminal(width, monkeypatch):
+    console, path = terminal(width), f"/home/{'a-long-name/' * 8}base_data"
+    monkeypatch.setattr("mlxchat.ui.console.console_for", lambda _: console)
+    table(["dataset", "shards", "folder"], [["mine", 2, path], [path, 3, "/short"]])
+    lines = Text.from_ansi(console.file.getvalue()).plain.splitlines()
+    shown = ["mine", "shards  2", "folder", path, path, "shards  3", "folder  /short"]
+    assert [line.rstrip() for line in lines] == shown
+
+
 HOSTILE = "a\x1b[31m\x1b]0;owned\x07\x9b2J\r\u202eb\x7f [red][/] :smile:"
 HARMLESS = "a[31m]0;owned2Jb [red][/] :smile:"
 HARMLESS_IN_ONE_LINE = "a[31m]0;owned2J b [red][/] :smile:"

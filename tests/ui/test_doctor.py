@@ -13,7 +13,7 @@ from mlxchat.cli import doctor
 from mlxchat.doctor.check import Finding
 from mlxchat.doctor.examination import CHECKS, Examination, examine
 from mlxchat.doctor.host import Host
-from mlxchat.ui.doctor import examination_markdown, examination_table, summary
+from mlxchat.ui.doctor import examination_markdown, examination_table, show_examination, summary
 
 WRONG = {"compare_rotation": HEALTHY["compare_rotation"].model_copy(update={"value": 0.3})}
 
@@ -32,6 +32,23 @@ def drawn(facts: Examination, width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(examination_table(facts, width))
     return console.file.getvalue()
+
+
+def shown(facts: Examination, width: int) -> str:
+    """What is printed to a terminal, which breaks long lines itself."""
+    terminal = Terminal()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("COLUMNS", str(width))
+        patched.setenv("TERM", "dumb")
+        show_examination(facts, terminal)
+    return "\n".join(line.rstrip() for line in terminal.getvalue().splitlines())
+
+
+class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])
@@ -56,6 +73,44 @@ def test_what_is_wrong_is_taught(wrong: Examination, width: int) -> None:
     told = set(text[start:].split())
     assert set("It is largest in the forward pass. Do not trust models trained".split()) <= told
     assert "Affects: train," in text or width == 160  # where two columns share the lines
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+@pytest.mark.parametrize("host", [PlantedHost, planted_mac])
+def test_commands_to_paste_are_whole_and_alone_on_a_line(
+    host: type[Host], width: int, tmp_path: Path
+) -> None:
+    facts = facts_of(host(tmp_path))
+    remedies = {check.name: check.remedy for checks in CHECKS.values() for check in checks}
+    failed = [
+        finding.model_copy(update={"outcome": "failed", "remedy": remedies[finding.check]})
+        for finding in facts.findings
+    ]
+    text = shown(facts.model_copy(update={"findings": tuple(failed)}), width)
+    lines = [line.strip() for line in text.splitlines()]
+    for command in (
+        "uv python install 3.12",
+        "python3 -c 'import platform; print(platform.machine())'",
+        'pip install -U -e ".[cpu]"',
+        'pip install "mlxchat[cpu]"',
+        "sudo apt install libopenblas0",
+        "sudo apt install g++",
+        "pip install -U mlx",
+        'pip install "mlxchat[cuda]"',
+        "mlxchat checkpoints prune",
+        *(["mlxchat doctor --report -"] if facts.only_on_a_mac else []),
+    ):
+        assert any(line == command or line.startswith(f"{command}  ") for line in lines), command
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_a_long_path_is_not_broken(width: int, tmp_path: Path) -> None:
+    path = f"/home/{'a-long-name/' * 12}models"
+    facts = facts_of(PlantedHost(tmp_path))
+    [*others, last] = facts.findings
+    last = last.model_copy(update={"value": path, "detail": f"It is full: {path}/x"})
+    text = shown(facts.model_copy(update={"findings": (*others, last)}), width)
+    assert {path, f"{path}/x"} <= set(text.splitlines())
 
 
 def test_a_narrow_and_a_medium_table_say_it_in_order(wrong: Examination) -> None:

@@ -235,6 +235,32 @@ def read_model(folder: Path, dtype: mx.Dtype, base: Path | None = None) -> Saved
     return read_adapter(folder, _read_whole(base or require_base(folder), dtype).model)
 
 
+def is_saved_in(folder: Path, saved: SavedModel) -> bool:
+    """Tell whether a model in memory is the one in a directory: its shape, vocabulary and weights.
+
+    Args:
+        folder: the directory.
+        saved: a model that is not prepared for inference.
+
+    Raises:
+        CheckpointError: as `read_model`.
+    """
+    there = read_model(folder, saved.model.dtype)
+    ours, theirs = saved.model.named_parameters(), there.model.named_parameters()
+    if (
+        there.model.config != saved.model.config
+        or there.tokenizer.ranks != saved.tokenizer.ranks
+        or ours.keys() != theirs.keys()
+    ):
+        return False
+    del there  # each array is read when it is compared, and then let go
+    return all(_are_equal(array, theirs.pop(name)) for name, array in ours.items())
+
+
+def _are_equal(a: mx.array, b: mx.array) -> bool:
+    return a.dtype == b.dtype and bool(mx.array_equal(a, b, equal_nan=True).item())
+
+
 def read_adapter(folder: Path, model: GPT) -> SavedModel:
     """Read an adapter, and put it on a model, in place, whatever the model's weights.
 

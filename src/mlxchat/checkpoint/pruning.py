@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from mlxchat.checkpoint import files, store
 from mlxchat.checkpoint.files import require_connected, unreadable
+from mlxchat.disk import DiskUse, disk_use
 from mlxchat.errors import CheckpointError, MlxchatError
 
 FIRST_WITH_CHECKSUMS = 3  # format of trainer.json
@@ -18,7 +19,7 @@ class Removed(NamedTuple):
     tag: str
     step: int | None  # None for an unfinished one
     path: Path
-    bytes: int
+    use: DiskUse
 
 
 def prune_verified(
@@ -88,9 +89,13 @@ def verify(folder: Path, report: Callable[[Path, int, int], None]) -> None:
 
 def _old_step(run: Path, step: int | None, folder: Path) -> Removed:
     try:
-        return Removed(run.name, step, folder, store.size(folder))
+        list(folder.iterdir())  # what cannot be read cannot be removed either
     except OSError as error:
         raise unreadable(folder, error) from error
+    use = disk_use([folder])
+    if folder.is_symlink():  # only the link is removed
+        use = DiskUse(use.bytes, linked=use.bytes)
+    return Removed(run.name, step, folder, use)
 
 
 def _require_verifiable(folder: Path) -> None:

@@ -1,33 +1,18 @@
 """The results of a model on tasks, as `mlxchat eval chat` keeps them: a file for each model.
 
-The files are in `Home.chat_evaluations`, and are named as those of CORE in `Home.base_evaluations`:
-``d12-sft_000200_1a2b3c4d.json`` has the results of step 200 of the run d12-sft. The end of the name
-stands for the model's own files, so that results are those of these weights and no others, whatever
-else has had that name. A directory that is no checkpoint counts as step 0 of a run of its name.
+The files are in `Home.chat_evaluations`, with names as `mlxchat.checkpoint.evaluation_files` tells.
 """
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from mlxchat.checkpoint.adapters import ADAPTER_FILE
-from mlxchat.checkpoint.bases import is_adapter, read_base_record
-from mlxchat.checkpoint.files import (
-    CHECKSUMS,
-    CONFIG,
-    entries,
-    files_with_checksums,
-    model_files,
-    read_json_as,
-    sha256_of,
-    unreadable,
-)
+from mlxchat.checkpoint.digests import ReportRead, model_digest
+from mlxchat.checkpoint.files import entries, read_json_as, unreadable
 from mlxchat.config.inference import TASK_NAMES
 from mlxchat.counts import share_within
 from mlxchat.disk import replacing, storing, sync
@@ -35,14 +20,12 @@ from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.locks import Lock, in_use
 from mlxchat.telemetry.events import Count, Time
-from mlxchat.tokenizer.bpe import TOKENIZER_FILE
 
 LONGEST_WAIT = 5.0  # seconds, for others who write into the folder, some milliseconds each
 _POLL = 0.02  # seconds between looks
 
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Word = Annotated[str, Field(min_length=1, max_length=100)]
-ReportRead = Callable[[int, int], None]  # receives the bytes read so far, and all of them
 
 
 class TaskResult(BaseModel):
@@ -129,39 +112,7 @@ def results_file(
     Raises:
         MlxchatError: a file of the model cannot be read, or its list of checksums is damaged.
     """
-    return home.chat_evaluations / f"{name}_{step:06d}_{_digest(folder, report)}.json"
-
-
-def _digest(folder: Path, report: ReportRead) -> str:
-    """Return what tells the model in a directory from others: of its files, and those below it."""
-    listed = files_with_checksums(folder) if (folder / CHECKSUMS).exists() else {}
-    if is_adapter(folder):
-        weights, below = [folder / ADAPTER_FILE], read_base_record(folder).weights
-    else:
-        weights, below = model_files(folder), {}
-    described = [path for path in (folder / CONFIG, folder / TOKENIZER_FILE) if path.exists()]
-    try:
-        sums = _sums([*weights, *described], listed, report)
-    except OSError as error:
-        raise unreadable(folder, error) from error
-    sums |= {f"below/{name}": own for name, own in below.items()}
-    lines = [f"{own}  {name}\n" for name, own in sorted(sums.items())]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:8]
-
-
-def _sums(files: Sequence[Path], listed: dict[str, str], report: ReportRead) -> dict[str, str]:
-    """Return the checksums of files by their names; those that are not listed are read."""
-    unlisted = [path for path in files if path.name not in listed]
-    total, before = sum(path.stat().st_size for path in unlisted), 0
-    sums = {path.name: listed[path.name] for path in files if path.name in listed}
-    for path in unlisted:
-        sums[path.name] = sha256_of(path, partial(_pass_on, report, total, before))
-        before += path.stat().st_size
-    return sums
-
-
-def _pass_on(report: ReportRead, total: int, before: int, done: int) -> None:
-    report(before + done, total)
+    return home.chat_evaluations / f"{name}_{step:06d}_{model_digest(folder, report)}.json"
 
 
 def read_results(path: Path) -> tuple[TaskResult, ...]:

@@ -13,11 +13,12 @@ from mlxchat.checkpoint import catalog, pruning
 from mlxchat.checkpoint.catalog import SavedStep, saved_steps
 from mlxchat.checkpoint.pruning import Removed
 from mlxchat.cli.options import AnyTag, Checkpoint, Json, require_one_place
+from mlxchat.disk import disk_use
 from mlxchat.errors import LockedError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Noted, Progressed
 from mlxchat.ui.console import Screen, say, say_json, table, warning
-from mlxchat.ui.text import amount
+from mlxchat.ui.text import amount, with_total
 
 DATE = "%Y-%m-%d %H:%M"
 _NOTHING = "There are no checkpoints in {}. Train a model: mlxchat train"
@@ -114,7 +115,7 @@ def prune_command(
                 screen.show(Noted(time.time(), f"{error.problem} {error.remedy}"))
                 if not isinstance(error, LockedError):
                     faults[run] = error.problem
-    freed = sum(saved.bytes for saved in removed)
+    freed = _freed(removed, dry_run)
     if json:
         paths = [str(saved.path) for saved in removed]
         left = [{"path": str(run), "fault": fault} for run, fault in faults.items()]
@@ -123,12 +124,19 @@ def prune_command(
     else:
         for saved in removed:
             step = "unfinished" if saved.step is None else f"step {saved.step:,}"
-            say(f"{saved.tag}, {step}: {amount(saved.bytes, 'bytes')}")
-        done = "would be removed" if dry_run else "removed"
+            say(f"{saved.tag}, {step}: {amount(saved.use.bytes, 'bytes')}")
+        done = "would be removed and" if dry_run else "removed,"
         count = sum(saved.step is not None for saved in removed)
-        say(f"{amount(count, 'checkpoints')} {done}, {amount(freed, 'bytes')}.")
+        say(f"{amount(count, 'checkpoints')} {done} {amount(freed, 'bytes')} freed.")
     if faults:
         raise typer.Exit(1)
+
+
+def _freed(removed: Sequence[Removed], dry_run: bool) -> int:
+    """Return the bytes that the disk has free again. What runs share goes with the last of them."""
+    if dry_run:
+        return disk_use(saved.path for saved in removed if not saved.path.is_symlink()).freed
+    return sum(saved.use.freed for saved in removed)
 
 
 def _show_table(found: Sequence[SavedStep]) -> None:
@@ -146,8 +154,8 @@ def _show_table(found: Sequence[SavedStep]) -> None:
             for saved in found
         ],
     )
-    total = sum(saved.bytes for saved in found)
-    say(f"{amount(len(found), 'checkpoints')}, {amount(total, 'bytes')}")
+    total = disk_use(saved.path for saved in found).bytes
+    say(with_total(amount(len(found), "checkpoints"), total, [saved.bytes for saved in found]))
 
 
 def _model_in_words(saved: SavedStep) -> str:

@@ -23,7 +23,7 @@ from mlxchat.home import DEFAULT_DATASET, Home
 from mlxchat.names import namesake, without_marks
 from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen, say, say_json, table
-from mlxchat.ui.text import amount
+from mlxchat.ui.text import amount, staying_in_words
 
 
 def fetch_command(
@@ -136,15 +136,23 @@ def remove_command(
     If it is your own text, its tokenizer is removed too; models have their own copies. A downloaded
     dataset can be downloaded again.
     """
-    from mlxchat.data.removal import find_dataset, remove_dataset, require_idle, tokenizer_of
+    from mlxchat.data.removal import (
+        find_dataset,
+        remove_dataset,
+        require_idle,
+        tokenizer_of,
+        use_of,
+    )
 
     home = Home.from_environment()
     found = find_dataset(home, dataset)
     require_idle(found)
-    tokenizer = tokenizer_of(home, found)
+    tokenizer, use = tokenizer_of(home, found), use_of(home, found)
     needing = _unfinished_runs(home, found.name)
     if not json:
-        say(f"{found.name}: {amount(found.shards, 'shards')}, {amount(found.bytes, 'bytes')}.")
+        say(f"{found.name}: {amount(found.shards, 'shards')}, {amount(use.bytes, 'bytes')}.")
+        for line in staying_in_words(use):
+            say(f"  {line}")
         if tokenizer:
             say("  Its tokenizer is removed too.")
         if needing:
@@ -152,10 +160,10 @@ def remove_command(
     require_agreement("Remove it?", yes, json)
     remove_dataset(home, found)
     if json:
-        facts = {"removed": found.name, "bytes": found.bytes, "unfinished_runs": needing}
-        say_json(facts)
+        facts = {"removed": found.name, **use._asdict(), "freed": use.freed}
+        say_json({**facts, "unfinished_runs": needing})
     else:
-        say(f"Removed {found.name}, {amount(found.bytes, 'bytes')}.")
+        say(f"Removed {found.name} and freed {amount(use.freed, 'bytes')}.")
 
 
 def _unfinished_runs(home: Home, dataset: str) -> list[str]:

@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,11 +18,11 @@ from mlxchat.cli.options import (
     StepNumber,
     require_one_place,
 )
-from mlxchat.cli.session import exit_promptly
+from mlxchat.cli.session import checksum_progress, exit_promptly
 from mlxchat.config.inference import ChatEvalConfig
 from mlxchat.data.chats.sources import parse
 from mlxchat.home import Home
-from mlxchat.telemetry.events import Noted, Progressed
+from mlxchat.telemetry.events import Noted
 from mlxchat.ui.console import Screen, say, say_json, table, warning
 from mlxchat.ui.text import amount
 
@@ -87,7 +87,8 @@ def eval_chat_command(
     with exit_promptly(), Screen(stream=sys.stderr) as screen:
         for note in (f"The model: {name}.", *notes):
             screen.show(Noted(time.time(), note))
-        kept = KeptResults(results_file(home, *tag_and_step(model), model, _progress(screen)))
+        progress = checksum_progress(screen.show)
+        kept = KeptResults(results_file(home, *tag_and_step(model), model, progress))
         try:
             run_suite(suite, saved, config, screen.show, results, kept.add)
         except KeyboardInterrupt:
@@ -102,13 +103,6 @@ def eval_chat_command(
         warning(f"{PARTLY_KEPT if kept.where else NOT_KEPT} {kept.fault.problem}")
     if not results.complete:
         raise typer.Exit(128 + signal.SIGINT)
-
-
-def _progress(screen: Screen) -> Callable[[int, int], None]:
-    """Return a function that shows how many bytes of a model's files have been read."""
-    return lambda done, total: screen.show(
-        Progressed(time.time(), "checksums", done, total, "bytes")
-    )
 
 
 def _facts(model: str, conversational: bool, results: "Results") -> dict[str, Any]:

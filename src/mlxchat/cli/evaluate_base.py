@@ -22,7 +22,7 @@ from mlxchat.cli.options import (
     model_in_words,
     require_one_place,
 )
-from mlxchat.cli.session import exit_promptly
+from mlxchat.cli.session import checksum_progress, exit_promptly
 from mlxchat.config.inference import BaseEvalConfig
 from mlxchat.config.units import to_bytes
 from mlxchat.errors import MlxchatError
@@ -132,10 +132,20 @@ def _measure(
         results: filled in part by part, so that an interrupt leaves the complete parts.
     """
     from mlxchat.checkpoint import history
+    from mlxchat.checkpoint.digests import model_digest
     from mlxchat.evaluate.core import evaluate_run
     from mlxchat.evaluate.text import text_loss
 
     everything = config.names_nothing
+    with_core = config.wants_core or (
+        everything and bool(config.bundle or home.eval_bundle.exists())
+    )
+    # Now, before another model may take the place of this one, as after `train --fresh`.
+    model, name = None, ""
+    if with_core:
+        model = model_digest(folder, checksum_progress(report))
+        tag, number = history.tag_and_step(folder)
+        name = f"{tag}_{number:06d}"
     if config.validation or everything:
         try:
             results.validation = _validate(folder, saved, home, config.eval_tokens, report)
@@ -148,10 +158,10 @@ def _measure(
         results.texts.append(text_loss(saved, path, report))
     if config.samples or everything:
         results.samples += _samples(saved)
-    if config.wants_core or (everything and (config.bundle or home.eval_bundle.exists())):
-        tag, number = history.tag_and_step(folder)
-        name = f"{tag}_{number:06d}"
-        results.core, results.csv = evaluate_run(name, saved, config, home, report, fresh)
+    if with_core:
+        results.core, results.csv = evaluate_run(
+            name, saved, config, home, report, fresh, model=model
+        )
     elif everything:
         report(Noted(time.time(), NO_BUNDLE))
     results.complete = True

@@ -11,6 +11,7 @@ from mlxchat.cli.completion import recorded_names
 from mlxchat.cli.options import PATH, Json
 from mlxchat.cli.questions import Yes, require_agreement
 from mlxchat.cli.session import exit_promptly
+from mlxchat.disk import disk_use
 from mlxchat.errors import command
 from mlxchat.home import Home
 from mlxchat.report.export import LogFormat
@@ -51,7 +52,7 @@ def runs_list_command(json: Json = False) -> None:
     if json:
         say_json([_facts(run) for run in found])
     elif found:
-        show_runs(found)
+        show_runs(found, disk_use(path for run in found for path in run.places.paths).bytes)
     else:
         say(NO_RUNS.format(home.root))
 
@@ -93,6 +94,7 @@ def runs_show_command(
                 {**asdict(saved), "path": str(saved.path)} for saved in described.steps
             ],
             "tasks": results_in_json(described.tasks),
+            "evaluations_of_other_models": [str(path) for path in described.of_other_models],
             "later_runs": list(described.continued),
             "unread": described.fault or " ".join(described.unread) or None,
         }
@@ -181,12 +183,11 @@ def runs_remove_command(
     adapter is removed as well.
     """
     from mlxchat.report.moves import planned_removals, remove_run
-    from mlxchat.report.places import disk_use
     from mlxchat.ui.runs import removal_in_words
 
     home = Home.from_environment()
     planned = planned_removals(home, names)
-    total = disk_use([path for one in planned for path in one.run.places.paths]).bytes
+    total = disk_use([path for one in planned for path in one.run.places.paths])
     if not json:
         for removal in planned:
             for line in removal_in_words(removal):
@@ -197,9 +198,9 @@ def runs_remove_command(
         remove_run(home, removal.run.name)
     if json:
         removed = [{"name": one.run.name, **one.use._asdict()} for one in planned]
-        say_json({"removed": removed, "bytes": total})
+        say_json({"removed": removed, "bytes": total.bytes, "freed": total.freed})
     else:
-        say(f"Removed {amount(len(planned), 'runs')}, {amount(total, 'bytes')}.")
+        say(f"Removed {amount(len(planned), 'runs')} and freed {amount(total.freed, 'bytes')}.")
 
 
 def runs_export_command(

@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 import typer
 
 from mlxchat.system import kept_awake
-from mlxchat.telemetry.events import Ended, Event, Noted, Started, Stepped
+from mlxchat.telemetry.events import Ended, Event, Noted, Progressed, Report, Started, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import note_interruption
 from mlxchat.ui.console import Screen
@@ -192,3 +192,8 @@ def exit_now(code: int) -> None:
 
 def _leave_to_thread(number: int, frame: object) -> None:
     """Do nothing: Python notifies the thread only of signals that have a handler."""
+
+
+def checksum_progress(report: Report) -> Callable[[int, int], None]:
+    """Return a function that reports how many bytes of a model's files have been read."""
+    return lambda done, total: report(Progressed(time.time(), "checksums", done, total, "bytes"))

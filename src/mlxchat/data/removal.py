@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlxchat.data.shards import DATASETS, STREAMED, FolderStatus, status
 from mlxchat.data.streaming import LOCK
-from mlxchat.disk import UNFINISHED, storing
+from mlxchat.disk import UNFINISHED, DiskUse, disk_use, storing
 from mlxchat.errors import LockedError, NotFound
 from mlxchat.home import Home
 from mlxchat.locks import Lock
@@ -31,6 +31,17 @@ def tokenizer_of(home: Home, dataset: FolderStatus) -> Path | None:
     """Return the folder of a dataset's own tokenizer; None if it has none of its own."""
     folder = home.own_tokenizer(dataset.name)
     return folder if dataset.name not in DATASETS and folder.is_dir() else None
+
+
+def use_of(home: Home, dataset: FolderStatus) -> DiskUse:
+    """Return the bytes of all that goes with a dataset: unfinished downloads and its tokenizer too.
+
+    Args:
+        home: where it is.
+        dataset: the dataset.
+    """
+    tokenizer = tokenizer_of(home, dataset)
+    return disk_use([dataset.path, *([tokenizer] if tokenizer else [])])
 
 
 def require_idle(dataset: FolderStatus) -> None:

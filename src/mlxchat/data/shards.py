@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mlxchat.data.files import columns_named
+from mlxchat.disk import disk_use
 from mlxchat.errors import ConfigError, DataError, NotFound, command
 from mlxchat.home import DEFAULT_DATASET, Home
 
@@ -261,23 +262,16 @@ def _folder_status(name: str, folder: Path) -> FolderStatus:
         name=name,
         path=folder,
         shards=len(names),
-        bytes=sum(
-            _size(path)
+        bytes=disk_use(
+            path
             for part in (folder, folder / STREAMED)
             for path in part.glob("*.parquet")
             if path.name[0] != "."
-        ),
+        ).bytes,
         has_validation=known.validation in names if known else len(names) >= 2,
         partial_files=tuple(sorted(path.name for path in folder.glob("*.parquet.*"))),
         revision=pinned_revision(folder),
     )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # a broken link, or deleted meanwhile
-        return 0
 
 
 def pinned_revision(folder: Path) -> str | None:

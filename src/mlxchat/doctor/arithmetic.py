@@ -26,7 +26,7 @@ LARGEST_DECODED = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
 UNFUSED = {"MLX_SDPA_VJP_FALLBACK": "1", "MLX_CUDA_USE_CUDNN_SDPA": "0"}  # Metal's, CUDA's
 
 DO_NOT_TRUST = (
-    "Do not trust models trained on this machine. Update MLX (pip install -U mlx). If that does "
+    "Do not trust models trained on this machine. Update MLX: pip install -U mlx. If that does "
     "not help, report it, and include this command's report."
 )
 

@@ -153,8 +153,8 @@ STORAGE_CHECKS = (
         measures="Free space on the disk of that folder.",
         limit=f"at least {ENOUGH_DISK // 10**9} GB",
         remedy=(
-            f"Free some space: {command('checkpoints prune')} removes old checkpoints. Or choose "
-            "another disk with MLXCHAT_HOME."
+            f"Free some space, such as that of old checkpoints: {command('checkpoints prune')}. Or "
+            "choose another disk with MLXCHAT_HOME."
         ),
         commands=STORING,
         examine=_space,

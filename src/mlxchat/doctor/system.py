@@ -69,7 +69,8 @@ def _mlx(host: Host) -> Verdict:
         return wrong("not installed", "MLX, or its backend for this machine, is not installed.")
     value = ", ".join([f"mlx {mlx.version}", *found])
     if _numbers(mlx.version) < OLDEST_MLX:
-        return wrong(value, "mlxchat needs a newer MLX.", 'pip install -U mlx, or "mlx[cpu]"')
+        remedy = 'Update it: pip install -U mlx, or, on a CPU: pip install -U "mlx[cpu]"'
+        return wrong(value, "mlxchat needs a newer MLX.", remedy)
     other = {name: package.version for name, package in found.items()}
     if any(version != mlx.version for version in other.values()):
         parts = ", ".join(f"{name} {version}" for name, version in other.items())
@@ -91,7 +92,8 @@ def _wheel(host: Host, value: str) -> Verdict:
             f"{value} ({tags})",
             f"This is the wheel for an older macOS. On an M5, the one for macOS {NEURAL_MACOS} is "
             "much faster, since it uses the neural accelerators.",
-            "pip install -U pip, then uninstall mlx and mlx-metal and install them again.",
+            "Update pip: pip install -U pip. Then uninstall mlx and mlx-metal and install them "
+            "again.",
         )
     return good(f"{value} ({tags})")
 
@@ -182,8 +184,8 @@ SYSTEM_CHECKS = (
         ),
         limit="arm64 on a Mac, native",
         remedy=(
-            f"Install a native Python: {NATIVE_PYTHON}. python3 -c 'import platform; "
-            "print(platform.machine())' must print arm64."
+            f"Install a native Python: {NATIVE_PYTHON}. This must print arm64: python3 -c 'import "
+            "platform; print(platform.machine())'."
         ),
         commands=EVERYTHING,
         examine=_architecture,
@@ -241,7 +243,7 @@ SYSTEM_CHECKS = (
             "MLX compiles with g++."
         ),
         limit=f"at most {SLOW_COMPILING:g} s, off by at most {SAME_RESULT:g}",
-        remedy="On Linux, install a compiler: apt install g++",
+        remedy="On Linux, install a compiler: sudo apt install g++",
         commands=COMPUTING,
         examine=_compiler,
         absent=with_mlx,
@@ -252,7 +254,7 @@ SYSTEM_CHECKS = (
         limit="OpenBLAS",
         remedy=(
             'Install it: pip install "mlxchat[cpu]", or, on a processor without AVX-512, through '
-            "your system, as in apt install libopenblas0."
+            "your system: sudo apt install libopenblas0."
         ),
         commands=COMPUTING,
         examine=_blas,

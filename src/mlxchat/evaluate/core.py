@@ -2,7 +2,8 @@
 
 `measure_core` evaluates the tasks during a run; `evaluate_run` does so for a saved model. The
 latter keeps the verdict on each example in a file, so that an interrupted evaluation resumes where
-it stopped. Each file belongs to one model, bundle and limit.
+it stopped. Each file belongs to one model, bundle and limit, as its name tells
+(`mlxchat.checkpoint.evaluation_files`).
 """
 
 import math
@@ -17,7 +18,7 @@ from mlxchat.disk import replacing, storing
 from mlxchat.evaluate.answers import Score, mean_centered
 from mlxchat.evaluate.core_batches import TOKENS_ONLY, BatchLimit, batch_limit, reading
 from mlxchat.evaluate.core_examples import CoreExamples, read_items
-from mlxchat.evaluate.core_kept import KeptVerdicts, Verdicts, core_stem
+from mlxchat.evaluate.core_kept import KeptVerdicts, Verdicts, kept_stem
 from mlxchat.evaluate.core_prompts import CoreExample
 from mlxchat.evaluate.core_tasks import CORE_TASKS, core_labels, open_bundle
 from mlxchat.evaluate.core_verdicts import judge_examples
@@ -96,6 +97,8 @@ def evaluate_run(
     report: Report,
     fresh: bool = False,
     clock: Clock = SYSTEM_CLOCK,
+    *,
+    model: str | None = None,
 ) -> tuple[CoreResult, Path]:
     """Measure CORE as the settings say, resume it if it was interrupted, and write its scores.
 
@@ -107,6 +110,7 @@ def evaluate_run(
         report: receives the progress.
         fresh: forget earlier verdicts on these tasks.
         clock: stamps the events.
+        model: the `model_digest` of its directory; None if it is in none.
 
     Returns:
         The scores, and the path of their file.
@@ -117,7 +121,8 @@ def evaluate_run(
     """
     labels, limit = core_labels(config.tasks), batch_limit(saved.model, config.memory_limit)
     bundle = open_bundle(config.bundle, home.eval_bundle, report)
-    stem = home.base_evaluations / core_stem(name, saved, bundle, config.max_per_task)
+    folder = home.base_evaluations
+    stem = kept_stem(folder, name, saved, bundle, config.max_per_task, model)
     items = read_items(bundle, labels, config.max_per_task)
     forget = labels if fresh else ()
     with KeptVerdicts.open(stem.with_name(f"{stem.name}.jsonl"), forget) as kept:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import TextIO
 import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from mlxchat.checkpoint.evaluation_files import VERDICTS
+from mlxchat.checkpoint.files import entries
 from mlxchat.checkpoint.layout import SavedModel
-from mlxchat.disk import storing
+from mlxchat.disk import open_regular, storing
 from mlxchat.errors import LockedError
 from mlxchat.evaluate.core_tasks import Bundle
 from mlxchat.json_text import as_type, parse_json
@@ -102,15 +105,16 @@ class KeptVerdicts(Verdicts):
 def read_verdicts(path: Path) -> tuple[dict[tuple[str, int], bool], int]:
     """Return the verdicts in a file, and the number of bytes up to the first damaged line."""
     verdicts, end = {}, 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            kept = as_type(parse_json(line), _LINES)
-        except ValueError:
-            break
-        if not line.endswith(b"\n"):
-            break
-        verdicts[kept.task, kept.index] = kept.right
-        end += len(line)
+    with open_regular(path) as file:
+        for line in file:
+            try:
+                kept = as_type(parse_json(line), _LINES)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            verdicts[kept.task, kept.index] = kept.right
+            end += len(line)
     return verdicts, end
 
 
@@ -120,8 +124,56 @@ def _evaluated_elsewhere(path: Path) -> LockedError:
     )
 
 
+def kept_stem(
+    folder: Path,
+    name: str,
+    saved: SavedModel,
+    bundle: Bundle,
+    max_per_task: int | None,
+    model: str | None = None,
+) -> Path:
+    """Return the path of an evaluation's files, without suffix, in the folder of evaluations.
+
+    Files that an evaluation of the same weights has left get this name, so that it resumes, if they
+    do not name a model, as in earlier versions, or name another one.
+
+    Args:
+        folder: the folder of evaluations.
+        name, saved, bundle, max_per_task: as for `core_stem`.
+        model: the `model_digest` of the directory that the model is in; None for a model in memory
+            that is in none.
+
+    Raises:
+        LockedError: another process evaluates the same.
+        DiskError: files cannot be renamed.
+    """
+    stem = core_stem(name, saved, bundle, max_per_task)
+    wanted = f"{stem}_of_{model or stem[-8:]}"  # the latter is no directory's
+    with storing(folder):
+        files = [(match[1], path) for path in entries(folder) if (match := _parts(stem, path))]
+        found = sorted({found for found, path in files if path.suffix == VERDICTS})
+        if wanted in found or not found:
+            return folder / wanted
+        if model is None:  # these weights are in a directory after all
+            return folder / found[0]
+        lock = Lock.take(folder / f"{found[0]}{VERDICTS}")
+        if lock is None:
+            raise _evaluated_elsewhere(folder / f"{found[0]}{VERDICTS}")
+        with lock:
+            for had, path in files:
+                if had == found[0]:
+                    path.rename(path.with_name(wanted + path.name.removeprefix(had)))
+    return folder / wanted
+
+
+def _parts(stem: str, path: Path) -> re.Match[str] | None:
+    """Return a match of a file's name with those of an evaluation, whatever model it names."""
+    pattern = rf"({re.escape(stem)}(?:_of_[0-9a-f]{{8}})?)(?:_[0-9]+_tasks)?\.(?:jsonl|csv)"
+    return re.fullmatch(pattern, path.name)
+
+
 def core_stem(name: str, saved: SavedModel, bundle: Bundle, max_per_task: int | None) -> str:
-    """Return the name of an evaluation's files, without suffix: another one for another model.
+    """Return the beginning of the names of an evaluation's files: another one for other weights.
 
     Args:
         name: the model's, and its step.

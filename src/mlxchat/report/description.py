@@ -25,7 +25,7 @@ from mlxchat.report.log_end import told_of
 from mlxchat.report.places import find_run
 from mlxchat.report.provenance import NOT_SET, SettingRow, command_of_run, setting_rows
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with
-from mlxchat.report.scores import StepResults, kept_results
+from mlxchat.report.scores import StepResults, kept_results, of_other_models
 from mlxchat.telemetry.events import Event, Sampled, Started
 
 
@@ -67,6 +67,7 @@ class RunDescription:
         origin: the program that its model was imported from.
         made_from: the model that it was made from: of a quantized copy, say.
         tasks: the results of its checkpoints on tasks, ascending.
+        of_other_models: the evaluations with its name that are of models which had it before.
         fault: why its settings cannot be read.
         unread: why results on tasks cannot be read.
     """
@@ -88,6 +89,7 @@ class RunDescription:
     origin: str | None = None
     made_from: str | None = None
     tasks: tuple[StepResults, ...] = ()
+    of_other_models: tuple[Path, ...] = ()
     fault: str | None = None
     unread: tuple[str, ...] = ()
 
@@ -111,6 +113,7 @@ def described_run(home: Home, name: str) -> RunDescription:
         "samples": tuple(samples),
         "steps": tuple(steps),
         "tasks": tasks,
+        "of_other_models": of_other_models(summary.places, summary.saved_steps),
         "unread": unread,
         "continued": tuple(run.name for run in beginning_with(name, every)),
         "base_is_there": _is_there(summary.began_with, [run.name for run in every]),

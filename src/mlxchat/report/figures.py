@@ -47,7 +47,7 @@ def run_tiles(facts: RunFacts) -> Html:
         ("bits per byte", bits_in_words(facts.final_bits) if facts.final_bits else None, lowest),
         (
             "CORE",
-            figure(core.core) if core else None,
+            f"{core.core:.4f}" if core else None,
             _core_ends(core) if core else "",
         ),
         ("steps", f"{facts.step:,}" if facts.step else None, of_steps),

@@ -19,12 +19,21 @@ from pathlib import Path
 
 from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.bases import BASE_FILE, BaseRecord, is_needed
+from mlxchat.checkpoint.evaluation_files import rename_evaluations, renamed_evaluation
 from mlxchat.checkpoint.files import read_record, unreadable
 from mlxchat.config.run import NAME_IN_WORDS, require_name
-from mlxchat.disk import new_folder, open_regular, replacing, storing, sync
+from mlxchat.disk import (
+    DiskUse,
+    disk_use,
+    new_folder,
+    open_regular,
+    replacing,
+    storing,
+    sync,
+)
 from mlxchat.errors import CheckpointError, ConfigError, LockedError, MlxchatError, command
 from mlxchat.home import Home
-from mlxchat.report.places import DiskUse, RunPlaces, all_runs, disk_use, find_run
+from mlxchat.report.places import RunPlaces, all_runs, find_run
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with
 from mlxchat.telemetry.events import Progressed, Report
 
@@ -54,10 +63,7 @@ def rename_run(home: Home, name: str, new: str) -> list[str]:
     later = beginning_with(name, Summaries(home).all())
     with _held(home, run), _held(home, run, new), storing(f"The run {new}", _PERMITTED):
         begun = _begun(home, run, new)
-        for path in run.evaluations:
-            target = path.with_name(new + path.name.removeprefix(run.name))
-            if not target.exists():
-                path.rename(target)
+        rename_evaluations(run.evaluations, run.name, new)
         if run.log and not begun:
             _copy_log(run.log, home.log(new).parent)
         if run.folder:
@@ -94,7 +100,7 @@ def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -
         begun = _begun(home, run, new)
         with storing(home.base_evaluations, _ANOTHER_NAME):
             for path in run.evaluations:
-                target = path.with_name(new + path.name.removeprefix(run.name))
+                target = renamed_evaluation(path, run.name, new)
                 _require_regular(path)
                 with replacing(target) as partial:
                     shutil.copy2(path, partial)

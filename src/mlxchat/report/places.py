@@ -1,21 +1,16 @@
 """All that is on disk of a run: its checkpoints, its log and status, what it got right of tasks."""
 
-import os
 import re
-import stat
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
 
+from mlxchat.checkpoint.evaluation_files import evaluations_by_run, evaluations_of
 from mlxchat.checkpoint.files import LONGEST, entries, is_folder, one_line, unreadable
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import STAGE_FOLDERS, Home
 
-EVALUATION = re.compile(r"(.+)_([0-9]{6,})(_[0-9]+_per_task)?_[0-9a-f]{8}(_[0-9]+_tasks)?\.\w+")
 _LOCK = re.compile(r"\.(.+)\.lock")  # of a run, in the folder of its stage
 
 
@@ -60,7 +55,7 @@ def all_runs(home: Home) -> list[RunPlaces]:
             stage,
             path,
             logs.get(path.name),
-            tuple(evaluations.get(path.name, ())),
+            evaluations_of(evaluations.get(path.name, ()), path),
         )
         for stage, path in listed
         if _holds_run(path)
@@ -69,7 +64,7 @@ def all_runs(home: Home) -> list[RunPlaces]:
         found[1]: stage for stage, path in listed if (found := _LOCK.fullmatch(path.name))
     }  # a run that has saved nothing yet has a lock in the folder of its stage
     for name in logs.keys() - {run.name for run in runs}:
-        of_run = tuple(evaluations.get(name, ()))
+        of_run = evaluations_of(evaluations.get(name, ()), None)
         runs.append(RunPlaces(name, locked.get(name), None, logs[name], of_run))
     return sorted(runs, key=lambda run: (run.name, run.stage or ""))
 
@@ -105,59 +100,6 @@ def no_such_run(name: str, names: Sequence[str]) -> NotFound:
     if near := [alike[each] for each in found]:
         return NotFound(problem, f"Did you mean {one_line(' or '.join(near), 5 * LONGEST)}?")
     return NotFound(problem, "mlxchat runs list shows all of them.")
-
-
-def evaluations_by_run(home: Home) -> dict[str, list[Path]]:
-    """Return the files of evaluations on CORE and on other tasks by the names of their runs."""
-    found: dict[str, list[Path]] = {}
-    for path in (*sorted(_below(home.base_evaluations)), *sorted(_below(home.chat_evaluations))):
-        if match := EVALUATION.fullmatch(path.name):
-            found.setdefault(match[1], []).append(path)
-    return found
-
-
-class DiskUse(NamedTuple):
-    """The bytes of files, each counted once, and those of them that other folders share."""
-
-    bytes: int
-    shared: int = 0
-
-
-def disk_use(paths: Iterable[Path], beside: Iterable[Path] = ()) -> DiskUse:
-    """Return the bytes of files and of all in folders; what vanishes meanwhile does not count.
-
-    A file that is linked several times, as those of a copied run are, counts once.
-
-    Args:
-        paths: the files and folders.
-        beside: others, which may share files with them: what is removed together.
-    """
-    own = list(_files(paths))
-    facts = {_key(found): found for found in own}
-    links = Counter(_key(found) for found in (*own, *_files(beside)))
-    shared = sum(found.st_size for key, found in facts.items() if found.st_nlink > links[key])
-    return DiskUse(sum(found.st_size for found in facts.values()), shared)
-
-
-def _key(found: os.stat_result) -> tuple[int, int]:
-    """Return what tells a file from others, whatever its names."""
-    return found.st_dev, found.st_ino
-
-
-def _files(entries: Iterable[Path | os.DirEntry[str]]) -> Iterator[os.stat_result]:
-    """Yield what the disk says of files, and of all in folders, links followed."""
-    seen: set[tuple[int, int]] = set()  # folders; a link can lead to one above it
-    waiting = list(entries)
-    while waiting:
-        entry = waiting.pop()
-        with suppress(OSError):
-            facts = entry.stat()
-            if not stat.S_ISDIR(facts.st_mode):
-                yield facts
-            elif (facts.st_dev, facts.st_ino) not in seen:
-                seen.add((facts.st_dev, facts.st_ino))
-                with os.scandir(entry) as listed:
-                    waiting += listed
 
 
 def _below(folder: Path) -> list[Path]:

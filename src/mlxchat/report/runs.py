@@ -27,12 +27,13 @@ from mlxchat.checkpoint.files import (
     unreadable,
 )
 from mlxchat.checkpoint.stamp import saved_at
+from mlxchat.disk import disk_use
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.monitor.machine import lives
 from mlxchat.monitor.runs import State, last_sign, read_of_run, run_state, with_host_name
 from mlxchat.report.log_end import LogEnd, read_log_end
-from mlxchat.report.places import RunPlaces, all_runs, disk_use
+from mlxchat.report.places import RunPlaces, all_runs
 from mlxchat.system import identity
 from mlxchat.telemetry.events import Count, Seconds
 from mlxchat.telemetry.meter import CorePoint

@@ -1,6 +1,5 @@
 """The results that `mlxchat eval base` and `eval chat` have kept of a run, by task."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlxchat.checkpoint import store
+from mlxchat.checkpoint.digests import own_evaluations
+from mlxchat.checkpoint.evaluation_files import VERDICTS, evaluation_file
 from mlxchat.checkpoint.task_results import TaskResult, best_known, results_of
 from mlxchat.counts import counted
 from mlxchat.errors import MlxchatError
@@ -15,8 +16,6 @@ from mlxchat.evaluate.core_kept import read_verdicts
 from mlxchat.evaluate.core_tasks import CORE_TASKS
 from mlxchat.home import Home
 from mlxchat.report.places import RunPlaces
-
-_HASH = r"(_[0-9]+_per_task)?_[0-9a-f]{8}\.jsonl"  # the rest of the name of a file of verdicts
 
 
 class TaskScore(NamedTuple):
@@ -32,21 +31,23 @@ class TaskScore(NamedTuple):
         return self.right / self.examples
 
 
-def kept_scores(home: Home, name: str, step: int, since: float) -> list[TaskScore]:
-    """Return the scores of a checkpoint, of the evaluation with most examples; empty without one.
+def kept_scores(places: RunPlaces, step: int) -> list[TaskScore]:
+    """Return what a checkpoint got right of CORE, as `mlxchat eval base` has kept it.
+
+    Of several evaluations it is the one of most examples.
 
     Args:
-        home: where they are.
-        name, step: the run and its step.
-        since: when that was saved, in seconds since the epoch: what is older was of another model
-            of that name.
+        places: the run.
+        step: the checkpoint.
+
+    Raises:
+        MlxchatError: nothing tells which of the evaluations are of its model.
     """
-    pattern = re.compile(re.escape(f"{name}_{step:06d}") + _HASH)
     best: dict[tuple[str, int], bool] = {}
-    with suppress(OSError):
-        for path in home.base_evaluations.iterdir():
-            if pattern.fullmatch(path.name) and path.stat().st_mtime >= since:
-                verdicts = _verdicts(path)
+    for path in _of_model(places, step):
+        if path.suffix == VERDICTS:
+            with suppress(OSError):
+                verdicts, _ = read_verdicts(path)
                 best = verdicts if len(verdicts) > len(best) else best
     counts, right = Counter(task for task, _ in best), Counter[str]()
     for (task, _), was_right in best.items():
@@ -54,9 +55,30 @@ def kept_scores(home: Home, name: str, step: int, since: float) -> list[TaskScor
     return [TaskScore(task, right[task], counts[task]) for task in CORE_TASKS if counts[task]]
 
 
-def _verdicts(path: Path) -> dict[tuple[str, int], bool]:
-    verdicts, _ = read_verdicts(path)
-    return verdicts
+def _of_model(places: RunPlaces, step: int) -> list[Path]:
+    """Return the files of the evaluations of a checkpoint's model."""
+    if places.folder is None:
+        return []
+    return own_evaluations(places.evaluations, store.directory(places.folder, step), step)
+
+
+def of_other_models(places: RunPlaces, steps: Sequence[int]) -> tuple[Path, ...]:
+    """Return those files of evaluations with a run's name that are of other models.
+
+    Another model has had the name and a step that is saved now. Of what was evaluated at other
+    steps, nothing tells the model.
+
+    Args:
+        places: the run.
+        steps: its checkpoints. One that cannot be read says nothing against an evaluation.
+    """
+    others: list[Path] = []
+    for step in steps if places.evaluations else ():
+        with suppress(MlxchatError):
+            own = _of_model(places, step)
+            files = filter(None, map(evaluation_file, places.evaluations))
+            others += [file.path for file in files if file.step == step and file.path not in own]
+    return tuple(others)
 
 
 class StepResults(NamedTuple):

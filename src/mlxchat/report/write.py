@@ -2,19 +2,18 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxchat.checkpoint.stamp import saved_at
 from mlxchat.disk import open_regular, replacing, storing
-from mlxchat.errors import ConfigError
+from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.report.facts import RunFacts, read_facts
 from mlxchat.report.page import GENERATOR, Shown, page
 from mlxchat.report.picture import PNG_MARK, draw_picture, require_matplotlib
 from mlxchat.report.places import find_run
-from mlxchat.report.scores import TaskScore, kept_scores
+from mlxchat.report.scores import kept_scores
 from mlxchat.telemetry.events import Report
 
 LONGEST_FILE_NAME = 100  # characters of a file's name by default
@@ -61,14 +60,15 @@ def write_report(
     if picture:
         _require_own(picture, PNG_MARK)
     runs = [read_facts(home, name, report=report) for name in names]
-    text = page([Shown(facts, _scores(home, facts)) for facts in runs], time.time())
+    shown = [_shown(home, facts) for facts in runs]
+    text = page(shown, time.time())
     with storing(path, _ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             partial.write_text(text, "utf-8")
     if picture:
         draw_picture(runs, picture)
-    return WrittenReport(path, picture, runs)
+    return WrittenReport(path, picture, [run.facts for run in shown])
 
 
 def report_path(home: Home, names: Sequence[str], output: Path | None) -> Path:
@@ -102,10 +102,12 @@ def _require_own(path: Path, mark: bytes) -> None:
             )
 
 
-def _scores(home: Home, facts: RunFacts) -> list[TaskScore]:
+def _shown(home: Home, facts: RunFacts) -> Shown:
+    """Return a run with what has been kept of CORE for its newest checkpoint."""
     if facts.folder is None:
-        return []
-    with suppress(OSError):
-        since = saved_at(facts.folder, facts.step, None)
-        return kept_scores(home, facts.name, facts.saved[-1], since)
-    return []
+        return Shown(facts)
+    try:
+        return Shown(facts, kept_scores(find_run(home, facts.name), facts.saved[-1]))
+    except MlxchatError as error:
+        faults = tuple(dict.fromkeys([*facts.faults, error.problem]))
+        return Shown(replace(facts, faults=faults))

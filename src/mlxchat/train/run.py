@@ -8,9 +8,15 @@ from typing import Any
 from mlxchat import __version__, runtime
 from mlxchat.checkpoint import catalog, store
 from mlxchat.checkpoint.best import judged_steps
+from mlxchat.checkpoint.evaluation_files import (
+    evaluations_by_run,
+    evaluations_of,
+    rename_evaluations,
+)
 from mlxchat.checkpoint.files import require_connected
 from mlxchat.data.documents import Documents
 from mlxchat.device_failures import explained
+from mlxchat.disk import storing
 from mlxchat.errors import ConfigError, command
 from mlxchat.plan.memory import Resources
 from mlxchat.system import python_version, system_version
@@ -186,16 +192,23 @@ def _tracking(
 
 
 def _set_aside(stage: Stage[Any, Any]) -> Iterator[Event]:
-    """Rename the checkpoints and the log of an earlier run."""
+    """Rename the checkpoints, the log and the evaluations of an earlier run.
+
+    Raises:
+        MlxchatError: the folder of evaluations cannot be read, or something cannot be renamed.
+    """
     home, folder = stage.home, stage.folder
     if not folder.exists():
         return
     store.require_lock(folder)
     names = (f"{folder.name}.old{number}" for number in count(1))
     aside = next(n for n in names if not (folder.with_name(n).exists() or home.log(n).exists()))
-    if home.log(folder.name).exists():
-        home.log(folder.name).parent.rename(home.log(aside).parent)
-    folder.rename(folder.with_name(aside))
+    evaluations = evaluations_of(evaluations_by_run(home).get(folder.name, ()), folder)
+    with storing(f"The earlier run {aside}", "choose another name with `model_tag`"):
+        rename_evaluations(evaluations, folder.name, aside)
+        if home.log(folder.name).exists():
+            home.log(folder.name).parent.rename(home.log(aside).parent)
+        folder.rename(folder.with_name(aside))
     yield Noted(stage.clock(), f"The earlier run was renamed to {aside}.")
 
 

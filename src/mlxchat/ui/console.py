@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.console import Group
 from rich.measure import Measurement
 from rich.table import Table
@@ -19,7 +20,7 @@ from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
 from mlxchat.ui.text import as_options, in_one_line
 from mlxchat.ui.views import JsonView, LiveView, PlainView, View
-from mlxchat.ui.wrapping import WordStream
+from mlxchat.ui.wrapping import WordStream, in_lines
 
 
 class Screen:
@@ -168,21 +169,36 @@ def table(
     console = console_for(stream or sys.stdout)
     unbounded = console.options.update(max_width=PIPE_WIDTH)
     fits = Measurement.get(console, unbounded, drawn).minimum <= console.width
-    console.print(drawn if fits else _stacked(columns, texts))
+    shown = drawn if fits else _stacked(columns, texts, console.width)
+    console.print(shown, crop=False)  # the terminal breaks what is longer than a line
 
 
-def _stacked(columns: Sequence[str], rows: Iterable[Sequence[Text]]) -> Group:
-    """Return each row as its first cell and, below that, the others with their columns' names."""
+def _stacked(columns: Sequence[str], rows: Iterable[Sequence[Text]], width: int) -> Group:
+    """Return each row as its first cell and, below that, the others with their columns' names.
+
+    A cell with a word that is too long for its place, such as a path, stands below the name.
+    """
     parts: list[Text | Table] = []
+    label = max(map(cell_len, columns[1:]), default=0) + 2
     for first, *others in rows:
-        below = Table.grid(padding=(0, 0, 0, 2))
-        below.add_column(no_wrap=True)
-        below.add_column(overflow="fold")
-        for name, cell in zip(columns[1:], others, strict=True):
-            below.add_row(Text(name), cell)
         first.stylize("bold")
-        parts += [first, below]
+        parts.append(_alone(first))
+        for name, cell in zip(columns[1:], others, strict=True):
+            if max(map(cell_len, cell.plain.split()), default=0) > width - label:
+                parts += [Text(name), _alone(Text(in_lines(cell.plain, width)))]
+                continue
+            below = Table.grid(padding=(0, 2, 0, 0))
+            below.add_column(width=label - 2)
+            below.add_column()
+            below.add_row(Text(name), cell)
+            parts.append(below)
     return Group(*parts)
+
+
+def _alone(text: Text) -> Text:
+    """Have the terminal break a text, so that it can be copied, and return it."""
+    text.no_wrap, text.overflow = True, "ignore"
+    return text
 
 
 def answers(exchanges: Iterable[tuple[str, str]], stream: TextIO | None = None) -> None:

@@ -18,6 +18,7 @@ from mlxchat.errors import command
 from mlxchat.ui.output import console_for
 from mlxchat.ui.tables import ABREAST, in_a_cell
 from mlxchat.ui.text import amount, as_options, in_one_line
+from mlxchat.ui.wrapping import commands_apart, in_lines
 
 STYLES: dict[Health, str] = {
     "ok": "green",
@@ -26,6 +27,8 @@ STYLES: dict[Health, str] = {
     "not here": "dim",
 }
 NAME_WIDTH = 16
+_GAP = 2  # columns between those of a table
+_INDENT = 2  # columns before what is below a check's name
 NARROW = 60  # columns of a terminal below which a check's name has a line of its own
 PIPED = ABREAST - 1  # columns where nobody's terminal gives them
 
@@ -34,25 +37,28 @@ def show_examination(examination: Examination, stream: TextIO | None = None) -> 
     """Print what was found."""
     console = console_for(stream or sys.stdout)
     width = console.width if console.is_terminal else PIPED
-    console.print(examination_table(examination, width), width=width)
+    console.print(examination_table(examination, width), width=width, crop=False)
 
 
 def examination_table(examination: Examination, width: int) -> Group:
-    """Return what was found, topic by topic, at most ``width`` characters wide."""
+    """Return what was found, topic by topic, for a terminal of ``width`` columns.
+
+    Only commands, paths and addresses that are longer than that are wider: the terminal breaks
+    them, so that they can be copied.
+    """
     parts: list[RenderableType] = [
-        Text(f"mlxchat {examination.mlxchat} on {examination.system}", style="bold")
+        *_prose(f"mlxchat {examination.mlxchat} on {examination.system}", width, "bold")
     ]
     for topic, findings in _topics(examination):
         parts += [Text(), Text(topic, style="bold cyan")]
-        made = [finding for finding in findings if finding.outcome != "not here"]
-        if made:
-            parts.append(_stacked(made) if width < NARROW else _side_by_side(made, width))
-        if left := _not_here(findings):
-            parts.append(Text(left, style="dim"))
+        for finding in findings:
+            if finding.outcome != "not here":
+                parts += _stacked(finding, width) if width < NARROW else _beside(finding, width)
+        parts += _prose(_not_here(findings), width, "dim")
     if examination.only_on_a_mac:
         parts += [Text(), Text("Questions that only a Mac can answer", style="bold cyan")]
-        parts += _only_on_a_mac(examination.only_on_a_mac)
-    return Group(*parts, Text(), Text(summary(examination), style="bold"))
+        parts += _only_on_a_mac(examination.only_on_a_mac, width)
+    return Group(*parts, Text(), *_prose(summary(examination), width, "bold"))
 
 
 def summary(examination: Examination) -> str:
@@ -71,50 +77,91 @@ def _topics(examination: Examination) -> Iterator[tuple[str, list[Finding]]]:
         yield topic, list(findings)
 
 
-def _stacked(findings: Sequence[Finding]) -> Group:
-    parts: list[RenderableType] = []
-    for finding in findings:
-        parts.append(Text.assemble(_outcome(finding), "  ", (finding.check, "bold")))
-        parts.append(Padding(Group(*_lines(finding)), (0, 0, 0, 2)))
-    return Group(*parts)
+def _stacked(finding: Finding, width: int) -> list[RenderableType]:
+    """Return a finding below its outcome and name."""
+    room = width - _INDENT
+    lines = [*_value(finding, room), *_measures(finding, room), *_rest(finding, room)]
+    parts: list[RenderableType] = [Text.assemble(_outcome(finding), "  ", (finding.check, "bold"))]
+    for fits, group in _by_width(lines, room):
+        parts += [Padding(Group(*group), (0, 0, 0, _INDENT))] if fits else group
+    return parts
 
 
-def _side_by_side(findings: Sequence[Finding], width: int) -> Table:
-    """Return a table of outcome, name and finding.
+def _beside(finding: Finding, width: int) -> list[RenderableType]:
+    """Return a finding beside its outcome and name.
 
-    On wide terminals a column of its own says what is measured; else that is below the finding.
+    On wide terminals a column of its own says what is measured; else that is below the value. A
+    line that the column is too narrow for, such as a long command, takes the whole width.
     """
+    room = width - len("warning") - NAME_WIDTH - 2 * _GAP
     wide = width >= ABREAST
-    drawn = Table.grid(padding=(0, 2, 0, 0))
-    drawn.add_column(width=len("warning"))
-    drawn.add_column(width=NAME_WIDTH)
-    drawn.add_column(overflow="fold", ratio=3)
     if wide:
-        drawn.add_column(overflow="fold", ratio=2)
-    drawn.expand = True
-    for finding in findings:
-        value, measures, *rest = _lines(finding)
-        columns = [Group(value, *rest), measures] if wide else [Group(value, measures, *rest)]
-        drawn.add_row(_outcome(finding), Text(finding.check, "bold"), *columns)
+        room = (room - _GAP) * 3 // 5
+        lines = [*_value(finding, room), *_rest(finding, room)]
+    else:
+        lines = [*_value(finding, room), *_measures(finding, room), *_rest(finding, room)]
+    aside = Text(finding.measures, "dim")
+    parts, left = list[RenderableType](), (_outcome(finding), Text(finding.check, "bold"))
+    for fits, group in _by_width(lines, room):
+        if fits or not parts:
+            row = _row(width, room)
+            row.add_row(*left, Group(*group) if fits else Text(), *([aside] if wide else []))
+            parts.append(row)
+            left, aside = (Text(), Text()), Text()
+        parts += [] if fits else group
+    return parts
+
+
+def _row(width: int, room: int) -> Table:
+    """Return a table for a row: outcome, name, ``room`` columns for the finding, and any left."""
+    drawn = Table.grid(padding=(0, _GAP, 0, 0))
+    for columns in (len("warning"), NAME_WIDTH, room):
+        drawn.add_column(width=columns)
+        width -= columns + _GAP
+    if width > 0:
+        drawn.add_column(width=width)
     return drawn
+
+
+def _by_width(lines: Sequence[Text], room: int) -> Iterator[tuple[bool, list[Text]]]:
+    """Yield lines in groups, and whether those of the group fit into so many columns."""
+    for fits, group in groupby(lines, key=lambda line: line.cell_len <= room):
+        yield fits, list(group)
 
 
 def _outcome(finding: Finding) -> Text:
     return Text(finding.outcome, style=STYLES[finding.outcome])
 
 
-def _lines(finding: Finding) -> list[Text]:
-    """Return what was found and is wanted, what that measures and means, and what to do."""
-    lines = [
-        Text.assemble(in_one_line(finding.value), (f"  (wanted: {finding.limit})", "dim")),
-        Text(finding.measures, style="dim"),
-    ]
-    if finding.detail:
-        lines.append(Text(_shown(finding.detail)))
+def _value(finding: Finding, room: int) -> list[Text]:
+    """Return what was found and what is wanted, on one line if both fit."""
+    value, wanted = in_one_line(finding.value), f"(wanted: {finding.limit})"
+    together = Text.assemble(value, (f"  {wanted}", "dim"))
+    if together.cell_len <= room:
+        return [together]
+    return [*_prose(value, room), *_prose(wanted, room, "dim")]
+
+
+def _measures(finding: Finding, room: int) -> list[Text]:
+    return _prose(finding.measures, room, "dim")
+
+
+def _rest(finding: Finding, room: int) -> list[Text]:
+    """Return what a value means and, where something is wrong, what to do and what it affects."""
+    lines = _prose(_shown(finding.detail), room)
     if finding.needs_action:
-        lines.append(Text(_shown(finding.remedy), style=STYLES[finding.outcome]))
+        lines += _prose(_shown(finding.remedy), room, STYLES[finding.outcome])
     if finding.commands:
-        lines.append(Text(f"Affects: {', '.join(finding.commands)}"))
+        lines += _prose(f"Affects: {', '.join(finding.commands)}", room)
+    return lines
+
+
+def _prose(text: str, room: int, style: str = "") -> list[Text]:
+    """Return a text in lines that break no word, with each command on a line of its own."""
+    lines = list[Text]()
+    for part, is_command in commands_apart(text):
+        broken = [part] if is_command else in_lines(part, room).split("\n")
+        lines += [Text(line, style, no_wrap=True, overflow="ignore") for line in broken]
     return lines
 
 
@@ -128,18 +175,16 @@ def _not_here(findings: Sequence[Finding]) -> str:
     return f"Not applicable here: {', '.join(left)}." if left else ""
 
 
-def _only_on_a_mac(answers: Sequence[MacAnswer]) -> list[RenderableType]:
-    parts: list[RenderableType] = []
-    for answer in answers:
-        parts += [
-            Text(answer.question),
-            Padding(Text(in_one_line(answer.answer), "dim"), (0, 0, 0, 2)),
-        ]
+def _only_on_a_mac(answers: Sequence[MacAnswer], width: int) -> list[RenderableType]:
     intro = (
         "mlxchat was developed without a Mac, so its authors need these answers. Please send them "
-        f"the output of {command('doctor', report='-')}"
+        f"what this prints: {command('doctor', report='-')}"
     )
-    return [Text(intro), *parts]
+    parts: list[RenderableType] = [*_prose(intro, width)]
+    for answer in answers:
+        lines = _prose(in_one_line(answer.answer), width - _INDENT, "dim")
+        parts += [*_prose(answer.question, width), Padding(Group(*lines), (0, 0, 0, _INDENT))]
+    return parts
 
 
 # ==== The report =================================================================================

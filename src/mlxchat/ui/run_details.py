@@ -101,7 +101,8 @@ def _overview(run: RunDescription) -> list[tuple[str, str]]:
     add("bits per byte", _bits_in_words(summary))
     add("pass@1", _right_in_words(summary))
     if summary.core:
-        add("CORE", score_within(summary.core[-1].core, summary.core[-1].error))
+        last = summary.core[-1]
+        add("CORE", f"{score_within(last.core, last.error)} after step {last.step:,}")
     add("time", None if summary.seconds is None else f"{duration(summary.seconds)} of training")
     if summary.tokens and summary.seconds:
         add("speed", f"{summary.tokens / summary.seconds:,.0f} tokens/s")
@@ -115,10 +116,16 @@ def _overview(run: RunDescription) -> list[tuple[str, str]]:
     add("size", amount(summary.bytes, "bytes"))
     add("folder", summary.places.folder)
     add("log", summary.places.log)
-    add("evaluations", len(summary.places.evaluations) or None)
+    add("evaluations", _evaluations_in_words(run))
     add("later runs", ", ".join(run.continued))
     add("saved by", run.versions)
     return facts
+
+
+def _evaluations_in_words(run: RunDescription) -> str:
+    files, others = len(run.summary.places.evaluations), len(run.of_other_models)
+    own = amount(files - others, "files") if files else ""
+    return f"{own}, and {others:,} of an earlier model of that name" if others else own
 
 
 def _model_in_words(model: ModelFacts) -> str:

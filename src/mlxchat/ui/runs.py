@@ -15,7 +15,7 @@ from mlxchat.counts import duration
 from mlxchat.report.runs import ModelFacts, RunSummary
 from mlxchat.ui.monitor import COLORS
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
-from mlxchat.ui.text import amount, in_one_line
+from mlxchat.ui.text import amount, in_one_line, staying_in_words, with_total
 
 if TYPE_CHECKING:
     from mlxchat.report.moves import RunRemoval
@@ -30,8 +30,14 @@ STAGE_NAMES = {  # short: the commands
 GRID_GAP = 2  # blanks between columns
 
 
-def show_runs(runs: Sequence[RunSummary], now: float | None = None) -> None:
-    """Print a table of runs, or some lines for each where the terminal is too narrow."""
+def show_runs(runs: Sequence[RunSummary], total: int, now: float | None = None) -> None:
+    """Print a table of runs, or some lines for each where the terminal is too narrow.
+
+    Args:
+        runs: the runs.
+        total: the bytes of all of them; what several share counts once.
+        now: seconds since the epoch.
+    """
     now = time.time() if now is None else now
     console = console_for(sys.stdout)
     headings = ["run", "stage", "model", "steps", "bits/byte", "time", "size", "when", "state"]
@@ -40,8 +46,8 @@ def show_runs(runs: Sequence[RunSummary], now: float | None = None) -> None:
     if not print_grid(console, headings, rows, numeric, [state_color(run) for run in runs]):
         for run, row in zip(runs, rows, strict=True):
             _print_entry(console, run, row)
-    total = sum(run.bytes for run in runs)
-    print_line(console, Text(f"{amount(len(runs), 'runs')}, {amount(total, 'bytes')}", "dim"))
+    said = with_total(amount(len(runs), "runs"), total, [run.bytes for run in runs])
+    console.print(Text(said, "dim"))
 
 
 def _cells(run: RunSummary, now: float) -> list[str]:
@@ -193,9 +199,7 @@ def removal_in_words(removal: "RunRemoval") -> list[str]:
     )
     held = ", ".join(parts) or "an empty folder"
     lines = [f"{in_one_line(run.name)}: {held}; {amount(removal.use.bytes, 'bytes')}."]
-    if removal.use.shared:
-        shared = amount(removal.use.shared, "bytes")
-        lines.append(f"  {shared} of that stay on the disk, since copies share them.")
+    lines += [f"  {line}" for line in staying_in_words(removal.use)]
     if removal.continued:
         names = ", ".join(map(in_one_line, removal.continued))
         lines.append(f"  Began with its model, and have weights of their own: {names}.")

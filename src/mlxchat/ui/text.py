@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from mlxchat.counts import counted, duration, round_size
+from mlxchat.disk import DiskUse
 from mlxchat.harmless import harmless
 from mlxchat.telemetry.events import Progressed
 
@@ -52,6 +53,24 @@ def as_options(text: str, mark: str = "--") -> str:
 def amount(count: float, unit: str) -> str:
     """Return a count with its unit: ``1 step``, ``2 steps``; bytes as ``95.1 MB``."""
     return round_size(count) if unit == "bytes" else counted(count, unit)
+
+
+def with_total(counted_things: str, total: int, each: Sequence[int]) -> str:
+    """Return a count with the bytes of all, and why these are less than those of each together."""
+    said = f"{counted_things}, {amount(total, 'bytes')}"
+    return said if total >= sum(each) else f"{said}; what copies share counts once"
+
+
+def staying_in_words(use: DiskUse) -> list[str]:
+    """Return sentences on what stays on the disk of files that are removed."""
+    lines = []
+    if use.shared:
+        lines.append(
+            f"{amount(use.shared, 'bytes')} of that stay on the disk, since copies share them."
+        )
+    if use.linked:
+        lines.append(f"{amount(use.linked, 'bytes')} of that stay where symbolic links lead.")
+    return lines
 
 
 def in_one_line(text: str) -> str:

@@ -24,8 +24,12 @@ _CLOSING = ("Pe", "Pf", "Po")  # categories of characters that begin no line
 _OPENING = ("Ps", "Pi")  # and of those that end none
 _QUOTED = r"(?:'[^'\n]*'|\"[^\"\n]*\")"
 _VALUE = rf"(?:{_QUOTED}|[^\s'\"-]\S*?)"
-_COMMAND = re.compile(  # after a colon to the end of the clause, or anywhere in a text
-    rf"(?<=: )(?:mlxchat|pip|brew|sudo|tensorboard|rm)(?: {_QUOTED}|(?!, |\. |; | \(|\.$).)+"
+_TO_PASTE = re.compile(  # after a colon to the end of the clause
+    r"(?<=: )(?:mlxchat|pip|brew|sudo|uv|python3|tensorboard|rm)"
+    rf"(?: {_QUOTED}|(?!, |\. |; | \(|\.$).)+"
+)
+_COMMAND = re.compile(  # also anywhere in a text
+    rf"{_TO_PASTE.pattern}"
     rf"|\bmlxchat(?: [a-z]+){{1,2}}(?: --[a-z-]+(?:[ =]{_VALUE})?(?=[\s,;.:)]|$))*",
 )
 
@@ -53,6 +57,23 @@ def in_lines(text: str, width: int, column: int = 0) -> str:
     words.write_prose(text)
     words.close()
     return written.getvalue()
+
+
+def commands_apart(text: str) -> list[tuple[str, bool]]:
+    """Return a text in parts, each command after a colon as one, and whether it is a command.
+
+    The end of the clause is left out behind a command, so that each can have a line of its own.
+
+    >>> commands_apart("Update it: pip install -U mlx. Or report it.")
+    [('Update it:', False), ('pip install -U mlx', True), ('Or report it.', False)]
+    """
+    parts, end = list[tuple[str, bool]](), 0
+    for found in _TO_PASTE.finditer(text):
+        parts += [(text[end : found.start()].strip(), False), (found[0], True)]
+        end = found.end()
+        end += len(text[end:]) - len(text[end:].lstrip(" .,;"))
+    parts.append((text[end:].strip(), False))
+    return [part for part in parts if part[0]]
 
 
 class WordStream:
