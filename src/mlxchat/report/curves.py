@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlxchat.counts import Z_OF_95
 from mlxchat.evaluate.core_tasks import GPT2_CORE, GPT2_SIZES
 from mlxchat.report.charts import AxisName, Chart, Level, Line, Mark
 from mlxchat.report.facts import LEAST_STEP_SECONDS, RunFacts, interruptions
@@ -91,7 +92,7 @@ def _quantities(facts: RunFacts) -> Iterator[tuple[Any, ...]]:
     core = {event.step: event for event in log.core}
     at = np.array(sorted(core), dtype=np.float64)
     value = np.array([core[int(step)].core for step in at])
-    error = 1.96 * np.array([core[int(step)].error for step in at])
+    error = Z_OF_95 * np.array([core[int(step)].error for step in at])
     yield "core", at, value, value - error, value + error
 
 

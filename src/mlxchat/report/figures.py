@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from mlxchat.counts import round_size
+from mlxchat.counts import ends_of, round_size, score_within
 from mlxchat.evaluate.pass_at_k import Interval
 from mlxchat.report.charts import line_look
 from mlxchat.report.compare import compute_multiplier, same_validation
@@ -22,6 +22,7 @@ from mlxchat.report.words import (
     share_in_words,
     time_in_words,
 )
+from mlxchat.telemetry.events import CoreMeasured
 
 
 def run_tiles(facts: RunFacts) -> Html:
@@ -46,10 +47,8 @@ def run_tiles(facts: RunFacts) -> Html:
         ("bits per byte", bits_in_words(facts.final_bits) if facts.final_bits else None, lowest),
         (
             "CORE",
-            figure(core.core) if core else None,
-            f"± {figure(1.96 * core.error, 2)}, at most {core.max_per_task:,} per task"
-            if core
-            else "",
+            f"{core.core:.4f}" if core else None,
+            _core_ends(core) if core else "",
         ),
         ("steps", f"{facts.step:,}" if facts.step else None, of_steps),
         ("training time", time_in_words(facts.seconds) if facts.seconds else None, ""),
@@ -85,7 +84,12 @@ def _core_in_words(facts: RunFacts) -> str | None:
     if not facts.log.core:
         return None
     last = facts.log.core[-1]
-    return f"{figure(last.core)} ± {figure(1.96 * last.error, 2)}"
+    return score_within(last.core, last.error)
+
+
+def _core_ends(measured: CoreMeasured) -> str:
+    low, high = ends_of(measured.core, measured.error)
+    return f"95%: {low:.4f} to {high:.4f}, at most {measured.max_per_task:,} per task"
 
 
 def _speed_in_words(facts: RunFacts) -> str:

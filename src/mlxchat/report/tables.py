@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxchat.counts import counted
 from mlxchat.evaluate.core_tasks import CORE_TASKS, GPT2_SIZES
-from mlxchat.evaluate.pass_at_k import Interval, share_of
+from mlxchat.evaluate.pass_at_k import Interval, share_of, wilson
 from mlxchat.harmless import harmless
 from mlxchat.model.size import parameters
 from mlxchat.report.facts import RunFacts, interruptions
@@ -320,8 +320,7 @@ def core_table(facts: RunFacts, kept: Sequence[TaskScore]) -> Html:
         for name, centered in last.centered.items():
             baseline = CORE_TASKS[name].baseline / 100 if name in CORE_TASKS else 0.0
             share = min(1.0, max(0.0, centered * (1 - baseline) + baseline))
-            error = 1.96 * math.sqrt(share * (1 - share) / max(1, last.max_per_task))
-            right = f"{share:.1%} ± {error:.1%} or more"
+            right = f"{wilson(share, max(1, last.max_per_task))} or wider"
             rows.append(_core_row(name, right, f"≤ {last.max_per_task:,}", centered))
     return html_table(head, rows)
 

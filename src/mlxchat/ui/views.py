@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from mlxchat.counts import duration, share_within
+from mlxchat.counts import duration, score_within, share_within
 from mlxchat.telemetry.clock import Timer
 from mlxchat.telemetry.events import (
     CoreMeasured,
@@ -65,7 +65,7 @@ def describe(event: Event, meter: Meter) -> str | None:
             return f"step {event.step:,}: {_judgement(event, meter)}"
         case CoreMeasured():
             return (
-                f"step {event.step:,}: CORE {event.core:.4f} ± {event.error:.4f}, of at most "
+                f"step {event.step:,}: CORE {score_within(event.core, event.error)}, of at most "
                 f"{amount(event.max_per_task, 'examples')} per task"
             )
         case Sampled():
