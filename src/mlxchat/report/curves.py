@@ -129,7 +129,7 @@ _KINDS = (
     _Kind("loss", "Training loss, nats", "number", ("loss", "loss_smoothed"), log_y=True),
     _Kind("core", "CORE", "number", ("core",)),
     _Kind("entropy", "Entropy of the next token, nats", "number", ("entropy",), from_zero=True),
-    _Kind("length", "Tokens of an answer", "count", ("length",), from_zero=True),
+    _Kind("length", "Tokens per answer", "count", ("length",), from_zero=True),
     _Kind("rate", "Learning rate of the matrices", "number", ("learning_rate",), from_zero=True),
     _Kind(
         "norm",
@@ -139,8 +139,8 @@ _KINDS = (
         log_y=True,
     ),
     _Kind("speed", "Tokens per second", "count", ("tokens_per_second",), from_zero=True),
-    _Kind("pace", "Seconds of a step", "number", ("seconds_per_step",), from_zero=True),
-    _Kind("memory", "Peak memory of MLX", "bytes", ("peak_memory",), from_zero=True),
+    _Kind("pace", "Seconds per step", "number", ("seconds_per_step",), from_zero=True),
+    _Kind("memory", "MLX's peak memory", "bytes", ("peak_memory",), from_zero=True),
 )
 
 

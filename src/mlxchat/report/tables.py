@@ -197,7 +197,7 @@ def parameters_table(facts: RunFacts) -> Html:
     rows.append((Html("<strong>all</strong>"), Html(f"<strong>{total:,}</strong>"), "100.0%"))
     if plan.adapter is not None:
         trained = plan.adapter.parameters
-        rows.append(("of the adapter, trained", f"{trained:,}", share_in_words(trained / total)))
+        rows.append(("in the adapter, trained", f"{trained:,}", share_in_words(trained / total)))
     model = plan.model
     shape = [
         ("architecture", model.arch),
@@ -223,9 +223,9 @@ def data_table(facts: RunFacts) -> Html:
         rows.append(("imported from", facts.history.origin.program))
     if facts.tokens and facts.parameters:
         ratio = facts.tokens / facts.parameters
-        rows.append(("tokens for each parameter", figure(ratio, 3)))
+        rows.append(("tokens per parameter", figure(ratio, 3)))
     if (size := bytes_per_token(facts)) is not None:
-        rows.append(("bytes in a token of the validation text", figure(size, 3)))
+        rows.append(("bytes per token of the validation text", figure(size, 3)))
     if trainer is not None and trainer.revision:
         rows.append(("commit on the hub", code(trainer.revision)))
     files: list[tuple[object, ...]] = []
@@ -296,7 +296,7 @@ def judged_table(facts: RunFacts) -> Html:
         )
     ks = sorted({event.samples for event in events})
     of_k = f"pass@{'/'.join(map(str, ks))}"
-    head = ("step", "questions", "pass@1", of_k, "reward", "tokens of an answer")
+    head = ("step", "questions", "pass@1", of_k, "reward", "tokens per answer")
     return html_table(head, rows)
 
 

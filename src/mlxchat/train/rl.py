@@ -124,8 +124,8 @@ def with_level(
     notes = [note]
     if found.share < HOPELESS:
         notes.append(
-            f"From less than {HOPELESS:.0%} right, little is learned. Better fine-tune the model "
-            f"on the task first: {_to_learn(config)}"
+            f"With less than {HOPELESS:.0%} right, little is learned. Fine-tune the model on the "
+            f"task first: {_to_learn(config)}"
         )
     return config.model_copy(update={"level": found.level}), notes
 
@@ -188,7 +188,7 @@ def _to_answer(source: str, home: Home) -> str:
     """Return what to do about a model that does not answer: its fine-tuned one may be there."""
     tuned = f"{source}-sft"  # as sft names it by default
     if is_name(tuned) and store.steps(home.finetuned / tuned):
-        return f"Begin with the one that does: {command('rl', source=tuned)}"
+        return f"Start from the one that does: {command('rl', source=tuned)}"
     return f"Fine-tune it first: {command('sft', source=source)}"
 
 

@@ -76,8 +76,8 @@ def describe(event: Event, meter: Meter) -> str | None:
             return f"step {event.step:,}: saved {event.path}"
         case Replanned():
             return (
-                f"Changed to {amount(event.total_steps, 'steps')} from {event.before:,}, to stay "
-                f"within the budget of {event.budget}."
+                f"Changed from {event.before:,} to {amount(event.total_steps, 'steps')}, to fit "
+                f"the budget of {event.budget}."
             )
         case Ended(reason="finished"):
             return f"Finished {amount(event.step, 'steps')} in {duration(meter.elapsed)}."
