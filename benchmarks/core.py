@@ -38,6 +38,7 @@ from tasks import random_model, random_weights, saved_model
 
 from mlxchat.checkpoint import store
 from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.counts import score_within
 from mlxchat.evaluate.answers import Score, padded
 from mlxchat.evaluate.core import CoreResult
 from mlxchat.evaluate.core_bundle import Bundle
@@ -287,7 +288,7 @@ def table(lines: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
                 row[f"{way}, {head}"] = f"{each / other:.2f}"
         rows.append(row)
     said = [
-        f"CORE, {line['way']}: {line['core']:.4f} ± {line['error']:.4f} ({line['tasks']} tasks)"
+        f"CORE, {line['way']}: {score_within(line['core'], line['error'])} ({line['tasks']} tasks)"
         for line in sums
     ]
     said += [

@@ -32,6 +32,7 @@ from mlxchat.cli.quickstart import BASE_CONFIG
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.rl import RlConfig
 from mlxchat.config.sft import SftConfig
+from mlxchat.counts import share_within
 from mlxchat.data.questions.tasks import questions_of
 from mlxchat.home import Home
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
@@ -291,7 +292,7 @@ def show(found: dict[str, Any]) -> None:
 
 def interval(point: dict[str, Any], name: str) -> str:
     """A share with its interval."""
-    return f"{point[name]:.1%} ({point[f'{name}_low']:.1%} to {point[f'{name}_high']:.1%})"
+    return share_within(point[name], (point[f"{name}_low"], point[f"{name}_high"]))
 
 
 def main() -> None:

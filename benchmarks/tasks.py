@@ -15,7 +15,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from mlxchat import runtime
 from mlxchat.checkpoint import layout
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import TaskName
+from mlxchat.counts import share_within
 from mlxchat.evaluate.answers import Outcome, Score, answer_problems
 from mlxchat.evaluate.tasks import Choice, Problem, problems
 from mlxchat.model.config import GPTConfig
@@ -74,10 +74,8 @@ def solve(
     seconds = time.perf_counter() - begun
     score = Score.of(task, outcomes)
     return {
-        **asdict(score),
+        **score.facts(),
         "shuffled": shuffled(outcomes),
-        "score": score.share,
-        "error": score.error,
         "seconds": seconds,
         "questions_per_second": len(asked) / seconds,
     }
@@ -99,7 +97,7 @@ def report(found: Mapping[str, Any]) -> str:
             "task": task["task"],
             "questions": f"{task['problems']:,}",
             "questions/s": f"{task['questions_per_second']:,.1f}",
-            "right": f"{task['score']:.1%} ± {task['error']:.1%}",
+            "right": share_within(task["score"], (task["low"], task["high"])),
             "random": f"{task['random']:.1%}",
             "shuffled": f"{task['shuffled']:.1%}",
         }

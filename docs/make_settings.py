@@ -34,15 +34,16 @@ TOP = """# Settings
 mlxchat train --help
 ```
 
-prints what a command takes. This page lists the same for all of them: `docs/make_settings.py`
-writes it from the declarations that the program itself reads.
+prints the options of a command. This page lists those of all commands. It is written by
+`docs/make_settings.py`, from the declarations that the program itself uses.
 
-- In a file of settings and from Python a setting has the same name with underscores:
+- In a settings file and in Python a setting has the same name with underscores:
   `--max-seq-len 512` is `max_seq_len=512` ([settings-files.md](settings-files.md),
   [api.md](api.md)).
-- A default that is empty here is derived from the other settings; the description says how.
+- An empty default means that the value is derived from other settings, or that there is none; the
+  description says which.
 - Sizes are written 12GB, 800MB or 7.5GiB, durations 90s, 30m, 1h30m or 2d.
-- `yes or no` is an option without a value: `--streaming`, or `--no-streaming` to take it back.
+- `yes or no` is an option without a value. Many have an opposite: `--streaming`, `--no-streaming`.
 - An unknown option, or a value out of bounds, ends the command with exit code 2 before anything is
   computed.
 """
@@ -223,10 +224,10 @@ def _recipes() -> str:
         if name != "transferred"
     ]
     text = (
-        "What `train` takes where you give nothing. Learning rates are those of a model of width "
-        "768; those of modern, and its weight decay, are scaled by the batch and the depth. An "
-        "empty cell is derived. The vocabulary and the data ratio of budget are the largest: both "
-        "are smaller in short runs ([recipes.md](recipes.md#the-budget-recipe))."
+        "The defaults of `train`. Learning rates are for a model of width 768; those of modern, "
+        "and its weight decay, are scaled by batch size and depth. An empty cell means that the "
+        "value is derived. The vocabulary and the data ratio of budget are upper bounds: both are "
+        "smaller in short runs ([recipes.md](recipes.md#the-budget-recipe))."
     )
     return "\n".join(["## Recipes", "", text, "", *_table(("option", *RECIPES), rows)])
 
@@ -239,7 +240,7 @@ def _environment() -> str:
         for variable in variables
     ]
     heads = ("for", "variable", "meaning")
-    text = "`mlxchat help environment` prints them, too. Options go before them."
+    text = "`mlxchat help environment` prints them, too. Options take precedence over them."
     return "\n".join(["## Environment variables", "", text, "", *_table(heads, rows)])
 
 

@@ -103,7 +103,7 @@ def test_the_page_of_settings_has_bounds_and_defaults() -> None:
         ["| `--seed`", "integer, at least 0, less than 2^32", "42"],
         ["| `--ranks`", "integer, 1 to 64", "1"],
         ["| `--data`", "PATH, repeatable", ""],
-        ["| `--prompt`, `-p`", "text", ""],
+        ["| `--prompt`, `-p`", "TEXT", ""],
         ["| `--stay-awake`", "yes or no", "yes"],
         ["| `--chat`, `--base`", "yes or no", ""],
         ["| `PATH`", "PATH", ""],

@@ -79,7 +79,7 @@ def test_an_empty_line_is_between_two_blocks(page: Path) -> None:
         ("Checking the machine", "checking-the-machine"),
         ("On 8, 16 and 24 GB", "on-8-16-and-24-gb"),
         ("What would more time buy?", "what-would-more-time-buy"),
-        ("The way of `--depth`", "the-way-of---depth"),
+        ("The path of `--depth`", "the-path-of---depth"),
     ],
 )
 def test_anchors(heading: str, anchor: str) -> None:

@@ -388,8 +388,9 @@ def test_a_saved_step_becomes_a_run_of_its_own(
     with pytest.raises(MlxchatError, match=r"tiny-4bit.* is quantized, so its training") as raised:
         Pretraining(TINY.model_copy(update={"model_tag": "tiny-4bit"}), Home(trained)).saved()
     assert "`model_tag`" in raised.value.remedy
-    with pytest.raises(MlxchatError, match="already quantized"):
+    with pytest.raises(MlxchatError, match="already quantized") as raised:
         run(tag="tiny-4bit")
+    assert f"mlxchat chat --checkpoint {folder}" in raised.value.remedy  # not the model saved last
     with pytest.raises(MlxchatError, match="There is already a quantized copy") as raised:
         run()
     assert "mlxchat chat --model-tag tiny-4bit" in raised.value.remedy

@@ -3,6 +3,8 @@
 SINGULAR = {"batches": "batch", "micro-batches": "micro-batch", "matrices": "matrix"}
 """Nouns whose singular is not the plural without its s; also with words before them."""
 
+Z_OF_95 = 1.959964  # a normal distribution is within this many standard deviations in 95% of cases
+
 
 def counted(count: float, unit: str) -> str:
     """Return a count with its unit: ``1 step``, ``2,000 steps``.
@@ -31,6 +33,21 @@ def share_within(share: float, ends: tuple[float, float] | None = None) -> str:
     ('98.0% (93.0% to 99.5%)', '98.0%')
     """
     return f"{share:.1%} ({ends[0]:.1%} to {ends[1]:.1%})" if ends else f"{share:.1%}"
+
+
+def ends_of(mean: float, error: float) -> tuple[float, float]:
+    """Return the ends of the 95% interval of a mean with this standard error."""
+    return mean - Z_OF_95 * error, mean + Z_OF_95 * error
+
+
+def score_within(score: float, error: float) -> str:
+    """Return a score such as CORE, which is no share, with the 95% interval of its standard error.
+
+    >>> score_within(0.1139, 0.008)
+    '0.1139 (0.0982 to 0.1296)'
+    """
+    low, high = ends_of(score, error)
+    return f"{score:.4f} ({low:.4f} to {high:.4f})"
 
 
 _SIZES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))  # as settings count: 1GB is 1e9

@@ -58,7 +58,8 @@ def require_unquantized(source: Path) -> None:
     if layout.is_quantized(source):
         raise CheckpointError(
             f"The model in {source} is already quantized.",
-            f"Name the original run with `model_tag`, or talk to this one: {command('chat')}",
+            "Name the original run with `model_tag`, or talk to this one: "
+            f"{command('chat', checkpoint=source)}",
         )
 
 

@@ -41,6 +41,14 @@ def test_no_option_takes_a_whole_settings_model(
     assert not any(name.endswith(("CONFIG", "TRAINING")) for name in names)
 
 
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_every_placeholder_says_what_to_give(
+    monkeypatch: pytest.MonkeyPatch, path: list[str]
+) -> None:
+    """NAME, SIZE, TIME or URL, the same for the same: STR says nothing."""
+    assert re.findall(r"^ +(--[\w-]+) STR\b", shown(monkeypatch, path, 160), re.M) == []
+
+
 def test_every_option_is_in_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, ["train"], 80)
     group = typer.main.get_command(app)

@@ -119,7 +119,7 @@ def test_rank_0_asks_while_the_others_wait(
     out = capsys.readouterr().out
     assert asked == ["Start it? [y/N] "]
     assert (
-        " by 2 ranks." in out
+        " with 2 ranks." in out
         and "d12: training should take about" in out
         and "The run was not started." in out
     )

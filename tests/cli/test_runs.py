@@ -117,7 +117,7 @@ def test_show(program: Program, place: Home) -> None:
         "Settings",
         "Derived",
         "step 40",
-        "saw 40 hens",
+        "→ saw 40 hens",
         "Python 3.12.3, macOS 26.1, arm64",
     ):
         assert part in said
@@ -238,7 +238,7 @@ def test_export(program: Program, place: Home, tmp_path: Path) -> None:
     assert code == 0 and said == f"Wrote 41 lines to {out}.\n"
     assert len(out.read_text().splitlines()) == 42
     code, _, told = program("runs", "export", "fox", "--out", str(out))
-    assert code == 1 and "exists already" in told
+    assert code == 1 and "already exists" in told
     code, said, _ = program("runs", "export", "fox", "--out", str(tmp_path / "b"), "--json")
     assert json.loads(said) == {"path": str(tmp_path / "b"), "rows": 41}
 

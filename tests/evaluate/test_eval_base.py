@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -147,8 +148,16 @@ def test_json_has_every_score_text_and_sample(
             (task["score"] - task["random"]) / (1 - task["random"])
         )
         assert task["centered_error"] >= task["error"] > 0
+        assert task["low"] < task["score"] < task["high"] or task["score"] in (0, 1)
+        assert task["centered_low"] <= task["centered"] <= task["centered_high"]
+        for end in ("low", "high"):
+            assert task[f"centered_{end}"] * (1 - task["random"]) == pytest.approx(
+                task[end] - task["random"]
+            )
         assert list(task["gpt2"]) == ["124M", "355M", "774M", "1.56B"]
     assert core["core"] == pytest.approx(sum(task["centered"] for task in core["tasks"]) / 3)
+    assert core["high"] - core["core"] == pytest.approx(1.96 * core["error"], rel=1e-4)
+    assert core["core"] - core["low"] == pytest.approx(1.96 * core["error"], rel=1e-4)
     assert Path(core["csv"]).parent == home / "base_eval"
     [of_text] = found["texts"]
     assert of_text["perplexity"] == pytest.approx(math.exp(of_text["loss"]))
@@ -163,7 +172,9 @@ def test_the_results_are_shown_in_words(
     lines = said.out.splitlines()
     assert "GPT-2 124M" in lines[0] and lines[1].startswith("copa") and "60.0%" in lines[1]
     assert "Mean centered score" in lines[3]
-    assert "(only 2 of 22 tasks, at most 12 examples each; mlxchat " in lines[3]
+    assert "), only 2 of 22 tasks, at most 12 examples each; mlxchat " in lines[3]
+    assert re.search(r"\d\.\d% \(\d+\.\d% to \d+\.\d%\) ", lines[1])
+    assert re.search(r" -?\d\.\d{4} \(95% interval: -?\d\.\d{4} to -?\d\.\d{4}\), ", lines[3])
     assert "bigbench_operators: 12 examples" in said.err
 
 

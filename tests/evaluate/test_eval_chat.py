@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -259,6 +260,7 @@ def test_json_has_every_loss_score_and_reply(
         assert task["score"] == share
         assert task["centered"] == pytest.approx((share - task["random"]) / (1 - task["random"]))
         assert task["error"] > 0
+        assert task["low"] <= share <= task["high"]
     mean = sum(task["centered"] for task in tasks.values()) / 6
     assert facts["centered"] == pytest.approx(mean)
     found = facts["held_out"]
@@ -280,8 +282,9 @@ def test_the_results_are_shown_in_words(
     said = capsys.readouterr()
     assert "never trained on conversations" in said.err
     lines = said.out.splitlines()
-    assert lines[0].split() == "task problems right score ± error random centered".split()
+    assert lines[0].split() == "task problems right score (95% interval) random centered".split()
     assert "33.3%" in lines[1] and "25.0%" in lines[2]
+    assert all(re.search(r"\d\.\d% \(\d+\.\d% to \d+\.\d%\) ", line) for line in lines[1:3])
     assert lines[3].startswith("Mean centered score of 2 tasks: ")
     assert lines[4].startswith("Results: ") and len(lines) == 5
     run(json=False, checkpoint=saved, data=["builtin"], max_problems=20)
@@ -372,6 +375,7 @@ def test_what_was_asked_is_kept_with_its_settings(
     ]
     [told, *_] = facts["tasks"]
     assert (easy.right, easy.asked, easy.random) == (told["right"], 2, told["random"])
+    assert (easy.low, easy.high) == (told["low"], told["high"])
     assert easy.low <= easy.share <= easy.high and easy.high - easy.low > 0.3
     assert (easy.max_problems, easy.max_tokens, easy.temperature) == (2, None, None)
     assert (written.max_problems, written.max_tokens, written.temperature) == (2, 4, 0.0)

@@ -38,6 +38,7 @@ from mlxchat.evaluate.answers import (
     write_answers,
 )
 from mlxchat.evaluate.execution import runs_through
+from mlxchat.evaluate.pass_at_k import share_of
 from mlxchat.evaluate.tasks import Choice, Exercise, problems, program, user_prompt
 from mlxchat.model.config import Architecture, GPTConfig
 from mlxchat.runtime import mx
@@ -385,6 +386,29 @@ def test_an_error_is_half_of_wilsons_interval(right: int) -> None:
     low, high = sorted(np.roots([1 + 1 / n, -(2 * share + 1 / n), share**2]))
     assert score.error == pytest.approx((high - low) / 2)
     assert score.error > 0.004
+
+
+@pytest.mark.parametrize("right", [0, 40, 100])
+def test_the_interval_of_problems_that_differ_is_wilsons(right: int) -> None:
+    assert scored(right, 100, "ABCD").interval == share_of(right, 100)
+
+
+def test_problems_that_ask_the_same_leave_more_doubt() -> None:
+    """31 sums in 400 wordings, of which the model knows half: it is right or wrong in all words."""
+    asked = problems("arithmetic-1", Path("nowhere"), None)
+    known = set(sorted({problem.asked for problem in asked})[::2])
+    score = Score.of("sums", [Outcome(each, "", each.asked in known) for each in asked])
+    apart = share_of(score.right, 400)
+    assert score.share == apart.value and score.problems == 400
+    assert score.interval.high - score.interval.low > 3 * (apart.high - apart.low)
+    assert score.error == pytest.approx((score.interval.high - score.interval.low) / 4, rel=0.1)
+    facts = score.facts()
+    assert (facts["low"], facts["high"]) == (score.interval.low, score.interval.high)
+
+
+def test_a_letter_of_a_word_is_the_same_question_in_all_wordings() -> None:
+    asked = [problem.asked for problem in problems("spelling", Path("nowhere"), None)]
+    assert all(asked) and len(set(asked)) == 205 < len(asked) == tasks.SPELLING_PROBLEMS
 
 
 # Programs

@@ -529,7 +529,7 @@ def test_a_machine_that_slows_down_takes_fewer_steps_and_says_so(
             notes.append(describe(event, Meter()) or "")
             assert event.total_steps != event.before
     assert 97 <= clock.now - began <= 103
-    assert any("to stay within the budget of 1m40s" in note for note in notes)
+    assert any("to fit the budget of 1m40s" in note for note in notes)
     finished = Pretraining(TINY, Home(prepared)).saved()
     assert finished is not None
     assert finished.trainer.finished

@@ -10,7 +10,7 @@ from mlxchat.plan.plan import refitted
 from mlxchat.train.rl_plan import MOST_TOGETHER, QuestionSurvey, rl_plan
 
 MODEL = GPTConfig.from_depth(4, vocab_size=4096, sequence_len=512)
-FOUND = QuestionSurvey(train=800, held_out=100, longest=30)
+FOUND = QuestionSurvey(train=800, held_out=100, different=100, longest=30)
 AMPLE = Resources(2**34, value_bytes=4, scores_held="none", chunk_rows=128)
 
 
@@ -22,6 +22,14 @@ def test_rows_are_as_long_as_prompts_and_answers_may_be() -> None:
     assert plan.num_iterations == 800 // 16
     assert plan.drawing.together == 256
     assert rl_plan(RlConfig(max_tokens=9999), MODEL, FOUND, AMPLE).row_tokens == 512
+
+
+def test_questions_in_several_wordings_are_told() -> None:
+    assert FOUND.summary("gsm8k") == (
+        "gsm8k: 800 questions to train on, 100 held out; prompts of up to 30 tokens."
+    )
+    few = FOUND._replace(different=13).summary("spelling-2")
+    assert "100 held out (13 different ones, some in several wordings);" in few
 
 
 def test_fewer_answers_are_drawn_at_a_time_in_less_memory() -> None:

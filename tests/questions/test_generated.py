@@ -81,6 +81,34 @@ def test_replies_are_right_and_questions_apart(choice: TaskChoice) -> None:
     assert not trained & {what_is_asked(choice.name, question) for question in held_out}
 
 
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_questions_know_what_others_ask_in_other_words(choice: TaskChoice) -> None:
+    held_out = generated_questions(choice, seed=42).held_out
+
+    def same(one: TaskQuestion) -> str:
+        if choice.name == "spelling":  # a word backwards is another question
+            return one.answer
+        return what_is_asked(choice.name, one)
+
+    pairs = {(question.asked, same(question)) for question in held_out}
+    assert len(pairs) == len({own for own, _ in pairs}) == len({found for _, found in pairs})
+
+
+@pytest.mark.parametrize(
+    ("choice", "different"),
+    [
+        (TaskChoice("arithmetic", 1), 31),
+        (TaskChoice("arithmetic", 1, calculator=True), 31),
+        (TaskChoice("arithmetic", 5), MOST_HELD_OUT),
+        (TaskChoice("spelling", 2), 13),
+    ],
+    ids=str,
+)
+def test_the_easiest_levels_ask_few_different_questions(choice: TaskChoice, different: int) -> None:
+    held_out = generated_questions(choice, seed=42).held_out
+    assert len({question.asked for question in held_out}) == different
+
+
 @pytest.mark.parametrize("level", range(1, levels_of("arithmetic") + 1))
 @pytest.mark.parametrize("calculator", [False, True])
 def test_answers_are_what_the_calculator_says(level: int, calculator: bool) -> None:
@@ -175,7 +203,7 @@ def test_no_count_is_worth_guessing(level: int) -> None:
 
 def test_counting_keeps_out_what_the_conversations_of_sft_do() -> None:
     trained = {
-        what_is_asked("counting", TaskQuestion(chat, "", chat.messages[1]))
+        what_is_asked("counting", TaskQuestion(chat, "", chat.messages[1], ""))
         for chat in spelling.spelling_conversations(seed=0, count=500)
         if "count" in chat.messages[1].text
     }

@@ -59,7 +59,7 @@ def test_what_cannot_be_exported(
     place: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         export_log(place, "fox", "csv", tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"
     MadeRun("silent", log=False).put(place)

@@ -57,8 +57,8 @@ def test_a_model_that_no_run_has_trained_lacks_nothing(place: Home) -> None:
     facts = read_facts(place, "copy")
     assert (facts.state, facts.faults, facts.trainer) == (None, (), None)
     said = page([Shown(facts)], BEGAN)
-    assert "A model that no run of this name has trained." in said
-    assert not any(word in said for word in ("sign of life", "cannot be", ">resumes", ">unknown"))
+    assert "A model that was not trained by a run of this name." in said
+    assert not any(word in said for word in ("last heard of", "cannot be", ">resumes", ">unknown"))
     beside = page([Shown(read_facts(place, "fox")), Shown(facts)], BEGAN)
     assert "copy has not ended" not in beside
     assert 'for="x-flops"' in beside

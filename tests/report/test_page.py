@@ -313,7 +313,8 @@ def test_a_run_that_goes_on_says_so(home: Path) -> None:
     last = path.read_text().splitlines()[-1]
     assert "ended" not in last
     page, _ = report(home, "run")
-    assert "has not ended at step 60 of 60" in page.text
+    assert "has not ended. It was last heard of on" in page.text
+    assert "at step 60 of 60" in page.text
 
 
 def test_a_long_run_makes_a_small_page(home: Path) -> None:
@@ -356,7 +357,7 @@ def test_another_file_is_not_replaced(home: Path, tmp_path: Path) -> None:
     other = tmp_path / "thesis.html"
     other.write_text("all my work")
     result = CliRunner().invoke(app, ["report", "run", "--output", str(other)])
-    assert result.exit_code and "is no report" in str(result.exception)
+    assert result.exit_code and "is not a report" in str(result.exception)
     assert other.read_text() == "all my work"
 
 

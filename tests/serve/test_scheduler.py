@@ -436,6 +436,7 @@ def test_nothing_is_left_of_200_requests(model: GPT) -> None:
 
 
 def test_an_idle_scheduler_holds_no_more_than_its_cache(classic: GPT) -> None:
+    after_many(classic, 16, 0)
     before, tokens = held(), 2**10
     with scheduling(classic, cache_bytes=2**18) as scheduler:
         for n in (100, 200, 300):

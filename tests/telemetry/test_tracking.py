@@ -434,8 +434,8 @@ def test_a_tracker_that_raises_is_told_of_once(
     planted_writer(tmp_path / "library", monkeypatch, at_value=raising)
     told, _ = tracked(tmp_path / "logs", steps=200)
     assert told[1:] == [
-        "tensorboard has failed: no disk left. The run goes on without it, and its own log has "
-        f"everything. What the library said: {tmp_path / 'logs' / 'tracking.log'}"
+        "tensorboard has failed: no disk left. The run continues without it, and its own log "
+        f"is complete. The library's output: {tmp_path / 'logs' / 'tracking.log'}"
     ]
 
 
@@ -456,7 +456,7 @@ def test_a_tracker_that_hangs_costs_the_run_no_more_than_the_wait_at_its_end(
     assert time.perf_counter() - began < 10
     assert longest < 1
     assert told == [
-        "tensorboard does not keep up: some steps are missing there.",
+        "tensorboard cannot keep up: some steps are missing there.",
         "Waiting for tensorboard to send the rest, at most 0 s. Ctrl-C ends the wait.",
         "tensorboard did not finish; some of the run may be missing there.",
     ]

@@ -114,8 +114,8 @@ def test_core_is_measured_logged_and_kept(
     assert state.meter.core[-1] == (12, last.core, last.error, 12)
     history = history_of(folder, Home(tmp_path))
     text = card(PROGRAMS["mlx-lm"], saved, history, Usage("bash", ("run",)))
-    shown = f"{last.core:.4f} ± {last.error:.4f} at step 12, at most 12 examples per task"
-    assert f"| CORE | {shown} |" in text
+    shown = f"{last.core:.4f} at step 12, at most 12 examples per task (95% interval: "
+    assert f"| CORE | {shown}{expected.ends[0]:.4f} to {expected.ends[1]:.4f}) |" in text
     quantized = mlxchat.load(folder).quantize(8, group_size=32)
     out = quantized.export("mlx-lm", tmp_path / "quantized")
     assert "CORE" not in (out / "README.md").read_text("utf-8")  # it has another

@@ -5,17 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.hub_server import write_shard
 
 from mlxchat.cli.train import tokenizer_train_command
 from mlxchat.config.pretrain import DataConfig, PretrainConfig
 from mlxchat.config.recipes import ENDLESS, Text
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments
+from mlxchat.data.shards import DATASETS
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
 from mlxchat.telemetry.events import Event, Progressed
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.train.inputs import open_documents, size_of_text
-from mlxchat.train.tokenizer import tokenizer_folder, train_tokenizer
+from mlxchat.train.tokenizer import tokenizer_folder, train_tokenizer, vocabulary
 
 
 class Interrupted(BuiltinDocuments):
@@ -109,6 +111,17 @@ def test_the_settings_decide_which_documents_are_opened(tmp_path: Path) -> None:
     assert isinstance(streamed, ShardDocuments)
     assert streamed.shards == 7
     streamed.close()
+
+
+def test_a_plan_needs_no_text_where_a_download_has_failed(tmp_path: Path) -> None:
+    """The folder is there then, with no shard in it, or with the validation shard alone."""
+    home, config = Home(tmp_path), PretrainConfig(depth=2, vocab_size=None)
+    without_folder = vocabulary(config, home)
+    folder = home.data(config.dataset)
+    folder.mkdir(parents=True)
+    assert vocabulary(config, home) == without_folder
+    write_shard(folder / DATASETS[config.dataset].validation)
+    assert vocabulary(config, home) == without_folder
 
 
 def test_the_command_reads_at_most_the_characters_asked_for(

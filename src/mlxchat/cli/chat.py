@@ -36,7 +36,13 @@ def chat_command(
     checkpoint: Checkpoint = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", help="Answer this prompt and exit.", show_default=False),
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="Answer this prompt and exit.",
+            show_default=False,
+            metavar="TEXT",
+        ),
     ] = None,
     history: Annotated[
         bool,

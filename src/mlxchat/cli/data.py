@@ -40,6 +40,7 @@ def fetch_command(
         typer.Option(
             help=f"One of {dataset_names()}. Default: {DEFAULT_DATASET}. With --from: "
             "a name for your text, by default that of the file or folder.",
+            metavar="NAME",
             autocompletion=data_names,
         ),
     ] = None,
@@ -53,7 +54,8 @@ def fetch_command(
         ),
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help=f"{ENCODING} Default: {UTF_8}.", show_default=False)
+        str | None,
+        typer.Option(help=f"{ENCODING} Default: {UTF_8}.", show_default=False, metavar="NAME"),
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
     replace: Annotated[
@@ -64,6 +66,7 @@ def fetch_command(
         str | None,
         typer.Option(
             help="URL of the hub. Default: $HF_ENDPOINT, or https://huggingface.co.",
+            metavar="URL",
             show_default=False,
         ),
     ] = None,
@@ -198,7 +201,7 @@ def _download(
         )
     folder = Home.from_environment().data(dataset)
     if not json:
-        say(f"{dataset}: {DATASETS[dataset].licence_note}")
+        say(f"Licence of {dataset}: {DATASETS[dataset].licence_note}")
     with (
         exit_promptly(),
         Screen(json) as screen,

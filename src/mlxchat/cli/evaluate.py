@@ -4,7 +4,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -115,9 +114,9 @@ def _facts(model: str, conversational: bool, results: "Results") -> dict[str, An
         "model": model,
         "conversational": conversational,
         "complete": results.complete,
-        "tasks": [_score_facts(score) for score in results.tasks],
+        "tasks": [score.facts() for score in results.tasks],
         "centered": mean_centered(results.tasks) if results.tasks else None,
-        "builtin_questions": results.builtin and _score_facts(results.builtin),
+        "builtin_questions": results.builtin and results.builtin.facts(),
         "held_out": laid_out
         and loss
         and {
@@ -126,14 +125,9 @@ def _facts(model: str, conversational: bool, results: "Results") -> dict[str, An
             "tokens": loss.tokens,
             "loss": loss.loss,
             "bits_per_byte": loss.bits_per_byte,
-            "replies": results.replies and _score_facts(results.replies),
+            "replies": results.replies and results.replies.facts(),
         },
     }
-
-
-def _score_facts(score: "Score") -> dict[str, Any]:
-    derived = {"score": score.share, "error": score.error, "centered": score.centered}
-    return {**asdict(score), **derived}
 
 
 def _show(results: "Results", context: int) -> None:
@@ -160,13 +154,13 @@ def _show_tasks(scores: "Sequence[Score]") -> None:
     from mlxchat.evaluate.answers import mean_centered
 
     table(
-        ["task", "problems", "right", "score ± error", "random", "centered"],
+        ["task", "problems", "right", "score (95% interval)", "random", "centered"],
         [
             (
                 score.task,
                 score.problems,
                 score.right,
-                _percent(score),
+                str(score.interval),
                 f"{score.random:.1%}",
                 f"{score.centered:.4f}",
             )
@@ -178,8 +172,4 @@ def _show_tasks(scores: "Sequence[Score]") -> None:
 
 
 def _word_for_word(score: "Score") -> str:
-    return f"{score.right:,} of {score.problems:,} answered word for word ({_percent(score)})"
-
-
-def _percent(score: "Score") -> str:
-    return f"{score.share:.1%} ± {score.error:.1%}"
+    return f"{score.right:,} of {score.problems:,} answered word for word, {score.interval}"

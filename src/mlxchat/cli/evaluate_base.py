@@ -220,18 +220,20 @@ def _core_facts(core: "CoreResult", csv: Path | None) -> dict[str, Any]:
     def gpt2(shares: Iterable[float]) -> dict[str, float]:
         return dict(zip(GPT2_SIZES, shares, strict=True))
 
+    low, high = core.ends
     return {
         "core": core.core,
+        "low": low,
+        "high": high,
         "error": core.error,
         "all_tasks": core.has_all_tasks,
         "max_per_task": core.max_per_task,
         "gpt2": gpt2(GPT2_CORE),
         "tasks": [
             {
-                **asdict(score),
-                "score": score.share,
-                "error": score.error,
-                "centered": score.centered,
+                **score.facts(),
+                "centered_low": score.rescaled(score.interval.low),
+                "centered_high": score.rescaled(score.interval.high),
                 "centered_error": centered_error(score),
                 "gpt2": gpt2(CORE_TASKS[score.task].gpt2),
             }
@@ -262,7 +264,7 @@ def _show(model: str, results: BaseResults) -> None:
 def _show_core(model: str, core: "CoreResult", csv: Path) -> None:
     from mlxchat.evaluate.core_tasks import CORE_TASKS, GPT2_SIZES
 
-    columns = ["task", "examples", "right ± error", "centered ± error"]
+    columns = ["task", "examples", "right (95% interval)", "centered"]
     columns += [f"GPT-2 {size}" for size in GPT2_SIZES]
     table(columns, _core_rows(core))
     tasks = f"all {len(CORE_TASKS)} tasks"
@@ -274,26 +276,26 @@ def _show_core(model: str, core: "CoreResult", csv: Path) -> None:
         else f", at most {amount(core.max_per_task, 'examples')} each"
     )
     measure = "CORE" if core.has_all_tasks else "Mean centered score"
+    low, high = core.ends
     say(
-        f"{model}: {measure} {core.core:.4f} ± {core.error:.4f} ({tasks}{limit}; mlxchat "
-        f"{__version__})"
+        f"{model}: {measure} {core.core:.4f} (95% interval: {low:.4f} to {high:.4f}), {tasks}"
+        f"{limit}; mlxchat {__version__}"
     )
     say(f"Scores: {csv}")
 
 
 def _core_rows(core: "CoreResult") -> Iterator[list[str | int]]:
-    from mlxchat.evaluate.core import CORE, centered_error
+    from mlxchat.evaluate.core import CORE
     from mlxchat.evaluate.core_tasks import CORE_TASKS, GPT2_CORE
 
     for score in core.scores:
         yield [
             score.task,
             score.problems,
-            f"{score.share:.1%} ± {score.error:.1%}",
-            f"{score.centered:.4f} ± {centered_error(score):.4f}",
+            str(score.interval),
+            f"{score.centered:.4f}",
             *(f"{share:.1%}" for share in CORE_TASKS[score.task].gpt2),
         ]
     if core.has_all_tasks:
         total = sum(score.problems for score in core.scores)
-        summary = f"{core.core:.4f} ± {core.error:.4f}"
-        yield [CORE, total, "", summary, *(f"{of_size:.4f}" for of_size in GPT2_CORE)]
+        yield [CORE, total, "", f"{core.core:.4f}", *(f"{of_size:.4f}" for of_size in GPT2_CORE)]

@@ -54,7 +54,11 @@ def import_command(
     ] = None,
     model_tag: Annotated[
         str | None,
-        typer.Option(help="Name of the new run. Default: the folder's name.", show_default=False),
+        typer.Option(
+            help="Name of the new run. Default: the folder's name.",
+            show_default=False,
+            metavar="NAME",
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None,

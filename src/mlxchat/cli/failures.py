@@ -123,7 +123,7 @@ def _given(program: object) -> str:
 def _suggestion(error: Exception, given: str, context: typer.Context | None) -> str:
     """Return what the user may have meant, as the beginning of a remedy; "" if that is unclear."""
     if getattr(error, "option_name", None) in OF_TEXT and given in TRAINS_ON_TEXT:
-        return f"Your own text gets a name by: {mlxchat('data fetch', from_='PATH')}. "
+        return f"Make a dataset of your own text first: {mlxchat('data fetch', from_='PATH')}. "
     extra = UNEXPECTED.fullmatch(error.message) if hasattr(error, "message") else None
     if extra is None or context is None:
         return ""

@@ -80,7 +80,10 @@ ModelTag = Annotated[
 AnyTag = Annotated[
     str | None,
     typer.Option(
-        help="Name of a run. Default: all runs.", show_default=False, autocompletion=run_names
+        help="Name of a run. Default: all runs.",
+        show_default=False,
+        metavar="NAME",
+        autocompletion=run_names,
     ),
 ]
 StepNumber = Annotated[

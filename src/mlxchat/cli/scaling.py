@@ -26,7 +26,8 @@ def scaling_command(
         str,
         typer.Option(
             help="Time for all runs together, such as 30m or 2h. If there is no "
-            "tokenizer yet, it is trained first, in additional time."
+            "tokenizer yet, it is trained first, in additional time.",
+            metavar="TIME",
         ),
     ],
     depths: Annotated[
@@ -35,6 +36,7 @@ def scaling_command(
             help="Depths of the runs, such as 2,3,4; the deepest gets the longest run. "
             "Default: 4 runs, each with the depth that suits its time.",
             show_default=False,
+            metavar="INT,INT,...",
         ),
     ] = None,
     model_tag: Annotated[
@@ -42,6 +44,7 @@ def scaling_command(
         typer.Option(
             help="Prefix of the runs' names, which end in their times. Default: scaling.",
             show_default=False,
+            metavar="NAME",
         ),
     ] = None,
     fresh: Fresh = False,

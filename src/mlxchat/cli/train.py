@@ -285,7 +285,7 @@ def _say_how_long(
         return
     with Screen() as screen:
         facts = estimate_run(config, home, saved, screen.show, world, check_limits=True)
-        where = "on this machine" if world.alone else f"by {world.size} ranks"
+        where = "on this machine" if world.alone else f"with {world.size} ranks"
         rest = "the rest" if saved else "training"
         text = f"{facts.tag}: {rest} should take {about(facts.seconds)} {where}."
         screen.show(Noted(time.time(), text))

@@ -85,7 +85,8 @@ def say_losses(facts: Mapping[str, Any]) -> None:
     """
     before, after = facts["bits_per_byte_before"], facts["bits_per_byte_after"]
     if after is not None:
+        change = round(after / before - 1, 4) + 0.0  # which makes no difference +0.00%, not -0.00%
         say(
-            f"{before:.4f} bits per byte before, {after:.4f} after ({after / before - 1:+.2%}), "
+            f"{before:.4f} bits per byte before, {after:.4f} after ({change:+.2%}), "
             f"on {amount(facts['validation_tokens'], 'validation tokens')}"
         )

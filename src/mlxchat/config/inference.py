@@ -87,7 +87,9 @@ class ChatSettings(TextSettings, Sampling):
     model_config = ConfigDict(title=None)
 
     system: SystemMessage = Field(
-        None, description=f"System message: instructions for the whole conversation. {READ_FIRST}"
+        None,
+        description=f"System message: instructions for the whole conversation. {READ_FIRST}",
+        json_schema_extra={"metavar": "TEXT"},
     )
 
 
@@ -113,6 +115,7 @@ class ChatEvalConfig(BaseModel):
         "these six; or generated questions that training never uses: arithmetic, counting, or a "
         "single level, such as arithmetic-4 or spelling-2. Default: those of the six whose data "
         "is on disk.",
+        json_schema_extra={"metavar": "NAMES"},
     )
     task_data: Path | None = Field(
         None,
@@ -126,7 +129,7 @@ class ChatEvalConfig(BaseModel):
         "scores the answers to 200 questions that appear in none of its conversations.",
         json_schema_extra={"metavar": "PATH"},
     )
-    encoding: str = Field(UTF_8, description=ENCODING)
+    encoding: str = Field(UTF_8, description=ENCODING, json_schema_extra={"metavar": "NAME"})
     skip_bad: bool = Field(False, description=SKIP_BAD)
     validation_share: float | None = Field(
         None,
@@ -189,6 +192,7 @@ class BaseEvalConfig(BaseModel):
     tasks: str | None = Field(
         None,
         description="Comma-separated CORE tasks, such as arc_easy,squad. Default: all.",
+        json_schema_extra={"metavar": "NAMES"},
     )
     max_per_task: int | None = Field(
         None,
@@ -205,6 +209,7 @@ class BaseEvalConfig(BaseModel):
         None,
         description="Memory for the CORE evaluation, such as 12GB or 800MB. As many examples "
         "are batched as fit beside the model. Default: 90% of free memory.",
+        json_schema_extra={"metavar": "SIZE"},
     )
     text: list[str] | None = Field(
         None,

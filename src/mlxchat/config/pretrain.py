@@ -102,6 +102,7 @@ class DataConfig(BaseModel):
         repr=False,
         description="URL of the hub to download from. Credentials in it are not saved. "
         "Default: $HF_ENDPOINT, or https://huggingface.co.",
+        json_schema_extra={"metavar": "URL"},
     )
     tokenizer_dir: Path | None = Field(
         None, description="Folder of the tokenizer. Default: a folder in $MLXCHAT_HOME."
@@ -204,6 +205,7 @@ class PretrainConfig(AdapterRun, RunConfig, CoreConfig, DataConfig):
         pattern=WINDOW_LETTERS,
         description="Attention window per layer, repeated over the layers: S is a quarter of "
         "the context, L all of it. Default: SSSL for modern; L for classic and budget.",
+        json_schema_extra={"metavar": "PATTERN"},
     )
     num_iterations: int | None = Field(
         None,

@@ -29,6 +29,7 @@ class ServeConfig(BaseModel):
         "127.0.0.1",
         description="Address to listen on; 0.0.0.0 means all interfaces. Any address that "
         "other machines can reach needs `api_key` or `insecure`.",
+        json_schema_extra={"metavar": "ADDRESS"},
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     api_key: str | None = Field(
@@ -37,6 +38,7 @@ class ServeConfig(BaseModel):
         validate_default=True,
         description="Key that clients must send. Other users can see it in the process list, "
         f"so prefer setting ${API_KEY}.",
+        json_schema_extra={"metavar": "KEY"},
     )
     insecure: bool = Field(
         False,
@@ -65,7 +67,9 @@ class ServeConfig(BaseModel):
         "server replies with status 429.",
     )
     cache: str = Field(
-        "1GB", description="Memory for the prompt cache, which saves reading the same prompt twice."
+        "1GB",
+        description="Memory for the prompt cache, which saves reading the same prompt twice.",
+        json_schema_extra={"metavar": "SIZE"},
     )
     max_tokens: int = Field(
         512,
@@ -77,6 +81,7 @@ class ServeConfig(BaseModel):
     system: SystemMessage = Field(
         None,
         description=f"System message for conversations that have none. {READ_FIRST}",
+        json_schema_extra={"metavar": "TEXT"},
     )
     seed: int | None = Field(
         None,

@@ -42,7 +42,7 @@ class ConversationConfig(AdapterRun, RunConfig):
         "arithmetic-4-calculator. Append :3 to use each conversation three times per epoch. "
         "Repeat for several sources.",
     )
-    encoding: str = Field(UTF_8, description=ENCODING)
+    encoding: str = Field(UTF_8, description=ENCODING, json_schema_extra={"metavar": "NAME"})
     skip_bad: bool = Field(False, description=SKIP_BAD)
     identity: str | None = Field(
         None,

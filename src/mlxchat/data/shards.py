@@ -81,7 +81,7 @@ DATASETS = {
             name="climbmix",
             repo="karpathy/climbmix-400b-shuffle",
             last_shard=6542,
-            licence_note="CC BY-NC 4.0: non-commercial use only",
+            licence_note="CC BY-NC 4.0, non-commercial use only",
             restriction="licensed for non-commercial use only",
         ),
     )
@@ -109,7 +109,7 @@ def how_to_get(dataset: str, others: Sequence[str] = ()) -> str:
 
     >>> print(how_to_get("wikitext"))
     The hub has fineweb-edu and climbmix: mlxchat data fetch --dataset fineweb-edu --num-shards 2, \
-for example. Text of your own gets that name by: mlxchat data fetch --from PATH --dataset wikitext
+for example. To use that name for your own text: mlxchat data fetch --from PATH --dataset wikitext
     """
     if dataset in DATASETS:
         named = {} if dataset == DEFAULT_DATASET else {"dataset": dataset}
@@ -124,8 +124,8 @@ for example. Text of your own gets that name by: mlxchat data fetch --from PATH 
     return (
         f"{on_disk}The hub has {' and '.join(DATASETS)}: "
         f"{command('data fetch', dataset=DEFAULT_DATASET, num_shards=ENOUGH_SHARDS)}, for "
-        "example. Text of your own gets "
-        f"that name by: {command('data fetch', from_='PATH', dataset=dataset)}"
+        "example. To use that name for your "
+        f"own text: {command('data fetch', from_='PATH', dataset=dataset)}"
     )
 
 
@@ -164,8 +164,9 @@ class LocalShards:
         remedy: what to do if there are none; by default, how to get the default dataset.
 
     Raises:
-        NotFound: the folder does not exist.
-        DataError: it holds fewer than two shards, or fewer training shards than ``num_shards``.
+        NotFound: the folder does not exist, or holds fewer than two shards, as one does whose
+            download has failed.
+        DataError: it holds fewer training shards than ``num_shards``.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class LocalShards:
         names = shard_names(folder) if names is None else names
         if len(names) < 2:
             found = f"only one shard, {names[0]}" if names else "no shards"
-            raise DataError(
+            raise NotFound(
                 f"{folder} contains {found}; at least two are needed, since the last one is used "
                 "for validation.",
                 remedy,

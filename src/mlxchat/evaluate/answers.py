@@ -18,6 +18,7 @@ import numpy.typing as npt
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.engine.generate import continue_greedily
 from mlxchat.engine.tools import ToolUse
+from mlxchat.evaluate.pass_at_k import Interval, effective_count, wilson
 from mlxchat.evaluate.tasks import Choice, Exercise, Problem
 from mlxchat.runtime import mx
 from mlxchat.tokenizer.bpe import ASSISTANT_END
@@ -102,21 +103,27 @@ class Score:
         right: how many of them were answered correctly.
         random: the fraction that guessing gets right: the mean of 1 / number of choices (nanochat
             uses 0.25 even for questions with 3 or 5 choices), and 0 for written answers.
+        effective: how many different problems would tell as much, if some ask the same in other
+            words; None if all differ.
     """
 
     task: str
     problems: int
     right: int
     random: float
+    effective: float | None = None
 
     @classmethod
     def of(cls, task: str, outcomes: Sequence[Outcome]) -> "Score":
         """Return the score of at least one outcome."""
+        asked = [each.problem.asked or number for number, each in enumerate(outcomes)]
+        differ = len(set(asked)) == len(asked)
         return cls(
             task,
             problems=len(outcomes),
             right=sum(outcome.right for outcome in outcomes),
             random=sum(outcome.problem.random for outcome in outcomes) / len(outcomes),
+            effective=None if differ else effective_count([each.right for each in outcomes], asked),
         )
 
     @property
@@ -131,13 +138,36 @@ class Score:
         It is close to the binomial standard error, but not 0 when none or all answers are right
         (Wilson 1927, Probable inference, the law of succession, and statistical inference).
         """
-        n, share = self.problems, self.share
+        n, share = self.effective or self.problems, self.share
         return math.sqrt(share * (1 - share) / n + 1 / (4 * n**2)) / (1 + 1 / n)
+
+    @property
+    def interval(self) -> Interval:
+        """The share with its 95% interval, Wilson's."""
+        return wilson(self.share, self.effective or self.problems)
 
     @property
     def centered(self) -> float:
         """The share rescaled so that guessing is 0 and all right 1, as in nanochat's ChatCORE."""
-        return (self.share - self.random) / (1 - self.random)
+        return self.rescaled(self.share)
+
+    def rescaled(self, share: float) -> float:
+        """Return a share as `centered` has it."""
+        return (share - self.random) / (1 - self.random)
+
+    def facts(self) -> dict[str, str | int | float]:
+        """Return it with what follows from it, as plain values for JSON."""
+        return {
+            "task": self.task,
+            "problems": self.problems,
+            "right": self.right,
+            "random": self.random,
+            "score": self.share,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "error": self.error,
+            "centered": self.centered,
+        }
 
 
 def mean_centered(scores: Sequence[Score]) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import BaseEvalConfig
-from mlxchat.counts import counted
+from mlxchat.counts import counted, ends_of
 from mlxchat.disk import replacing, storing
 from mlxchat.evaluate.answers import Score, mean_centered
 from mlxchat.evaluate.core_batches import TOKENS_ONLY, BatchLimit, batch_limit, reading
@@ -57,6 +57,11 @@ class CoreResult:
         """
         errors = (centered_error(score) for score in self.scores)
         return math.sqrt(sum(error**2 for error in errors)) / len(self.scores)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The ends of the 95% interval of that mean."""
+        return ends_of(self.core, self.error)
 
     @property
     def has_all_tasks(self) -> bool:

@@ -20,7 +20,6 @@ from mlxchat.evaluate.loss import (
     last_replies,
     lay_out,
 )
-from mlxchat.evaluate.pass_at_k import share_of
 from mlxchat.evaluate.tasks import TASKS, Exercise, Problem, is_available, problems
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
 from mlxchat.telemetry.events import Evaluated, Evaluating, Progressed, Report
@@ -215,14 +214,13 @@ def task_result(
         saved: the model.
         time: when the last of them was answered.
     """
-    interval = share_of(score.right, score.problems)
     written = any(isinstance(problem, Exercise) for problem in asked)
     return TaskResult(
         task=score.task,
         right=score.right,
         asked=score.problems,
-        low=interval.low,
-        high=interval.high,
+        low=score.interval.low,
+        high=score.interval.high,
         random=score.random,
         max_problems=limit,
         max_tokens=max_tokens if written else None,

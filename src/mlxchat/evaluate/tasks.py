@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -53,6 +53,8 @@ class Choice:
     letters: tuple[str, ...]
     answer: str
 
+    asked: ClassVar[str] = ""  # no two are known to ask the same
+
     @property
     def random(self) -> float:
         """The share of such questions that guessing gets right."""
@@ -66,10 +68,13 @@ class Exercise:
     Attributes:
         prompt: the conversation, which ends with the user's question.
         is_right: judges an answer.
+        asked: identifies what is asked, if others of the task ask the same in other words; empty if
+            none is known to.
     """
 
     prompt: Conversation
     is_right: Callable[[str], bool]
+    asked: str = ""
 
     @property
     def random(self) -> float:
@@ -282,16 +287,16 @@ def problems(name: str, task_data: Path, limit: int | None) -> list[Problem]:
 def _held_out_problems(choice: TaskChoice) -> list[Exercise]:
     source = generated_questions(choice, seed=0)  # which changes only the others
     return [
-        Exercise(question.conversation, partial(source.is_right, question))
+        Exercise(question.conversation, partial(source.is_right, question), question.asked)
         for question in source.held_out
     ]
 
 
 def _spelling_problem(conversation: Conversation) -> Exercise:
     """Return the question of a spelling conversation: how often a letter is in a word."""
-    *asked_before, _answer = conversation.messages
+    *asked_before, reply = conversation.messages  # which is the same for the same word and letter
     expected = spelling.final_answer(conversation)
-    return Exercise(Conversation(tuple(asked_before)), gives_number(expected))
+    return Exercise(Conversation(tuple(asked_before)), gives_number(expected), reply.text)
 
 
 def _parsed(form: type[TaskRow], row: dict[str, Any], folder: Path, number: int) -> TaskRow:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlxchat.counts import Z_OF_95
 from mlxchat.evaluate.core_tasks import GPT2_CORE, GPT2_SIZES
 from mlxchat.report.charts import AxisName, Chart, Level, Line, Mark
 from mlxchat.report.facts import LEAST_STEP_SECONDS, RunFacts, interruptions
@@ -91,7 +92,7 @@ def _quantities(facts: RunFacts) -> Iterator[tuple[Any, ...]]:
     core = {event.step: event for event in log.core}
     at = np.array(sorted(core), dtype=np.float64)
     value = np.array([core[int(step)].core for step in at])
-    error = 1.96 * np.array([core[int(step)].error for step in at])
+    error = Z_OF_95 * np.array([core[int(step)].error for step in at])
     yield "core", at, value, value - error, value + error
 
 
@@ -128,7 +129,7 @@ _KINDS = (
     _Kind("loss", "Training loss, nats", "number", ("loss", "loss_smoothed"), log_y=True),
     _Kind("core", "CORE", "number", ("core",)),
     _Kind("entropy", "Entropy of the next token, nats", "number", ("entropy",), from_zero=True),
-    _Kind("length", "Tokens of an answer", "count", ("length",), from_zero=True),
+    _Kind("length", "Tokens per answer", "count", ("length",), from_zero=True),
     _Kind("rate", "Learning rate of the matrices", "number", ("learning_rate",), from_zero=True),
     _Kind(
         "norm",
@@ -138,8 +139,8 @@ _KINDS = (
         log_y=True,
     ),
     _Kind("speed", "Tokens per second", "count", ("tokens_per_second",), from_zero=True),
-    _Kind("pace", "Seconds of a step", "number", ("seconds_per_step",), from_zero=True),
-    _Kind("memory", "Peak memory of MLX", "bytes", ("peak_memory",), from_zero=True),
+    _Kind("pace", "Seconds per step", "number", ("seconds_per_step",), from_zero=True),
+    _Kind("memory", "MLX's peak memory", "bytes", ("peak_memory",), from_zero=True),
 )
 
 

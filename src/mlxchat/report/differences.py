@@ -59,7 +59,7 @@ def compared(runs: Sequence[RunDescription]) -> Comparison:
         return _by_questions(runs)
     unmeasured = [run.summary.name for run in runs if run.summary.best is None]
     if unmeasured:
-        return Comparison(None, f"No bits per byte were measured of {_listed(unmeasured)}.")
+        return Comparison(None, f"No bits per byte were measured for {_listed(unmeasured)}.")
     if len({_measured_on(run) for run in runs}) > 1:
         return Comparison(None, "Their bits per byte were measured on different text.")
     ranked = sorted(runs, key=lambda run: run.summary.best[1] if run.summary.best else 0.0)
@@ -68,7 +68,7 @@ def compared(runs: Sequence[RunDescription]) -> Comparison:
     ]
     share = (next_lowest - lowest) / next_lowest if next_lowest else 0.0
     if share < NO_DIFFERENCE:
-        chance = "another order of the data changes as much"
+        chance = "another order of the data makes as much difference"
         return Comparison(None, f"{first} and {second} differ by {share:.2%}; {chance}.")
     amounts = {run.plan.eval_rows * run.plan.model.sequence_len for run in runs if run.plan}
     unequal = ", measured on unequal amounts of text" if len(amounts) > 1 else ""

@@ -97,7 +97,7 @@ def export_log(
         )
     target = out or Path(f"{name}.csv" if to == "csv" else f"{name}-tensorboard")
     if os.path.lexists(target):
-        raise ConfigError(f"{target} exists already; nothing was written.", "Use another `out`.")
+        raise ConfigError(f"{target} already exists; nothing was written.", "Use another `out`.")
     reader = _Reader(log, name, report, clock)
     if to == "csv":
         return ExportedLog(target, _write_csv(reader, target))

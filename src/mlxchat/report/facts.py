@@ -316,7 +316,7 @@ def _log(path: Path, faults: list[str], report: Report) -> RunLogRead:
     if log.damaged:
         lines = "1 line" if log.damaged == 1 else f"{log.damaged:,} lines"
         of = f"of {log.lines:,} in its log"
-        faults.append(f"{lines} {of} cannot be read; the curves are of the rest.")
+        faults.append(f"{lines} {of} cannot be read; the curves show the rest.")
     return log
 
 
@@ -343,7 +343,7 @@ def _saved_state(
 def _from_meter(log: RunLogRead, trainer: TrainerState[Any], faults: list[str]) -> RunLogRead:
     """Return a log with the curves that a checkpoint has, which are thinned."""
     meter = trainer.meter
-    faults.append("Its log has no steps: the curves are those that its newest checkpoint has.")
+    faults.append("Its log has no steps: the curves are those stored in its newest checkpoint.")
     core = [CoreMeasured(log.last or 0.0, *point, seconds=0.0, centered={}) for point in meter.core]
     return replace(
         log,

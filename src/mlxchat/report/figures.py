@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from mlxchat.counts import round_size
+from mlxchat.counts import ends_of, round_size, score_within
 from mlxchat.evaluate.pass_at_k import Interval
 from mlxchat.report.charts import line_style
 from mlxchat.report.compare import compute_multiplier, same_validation
@@ -22,6 +22,7 @@ from mlxchat.report.words import (
     share_in_words,
     time_in_words,
 )
+from mlxchat.telemetry.events import CoreMeasured
 
 
 def run_tiles(facts: RunFacts) -> Html:
@@ -46,17 +47,15 @@ def run_tiles(facts: RunFacts) -> Html:
         ("bits per byte", bits_in_words(facts.final_bits) if facts.final_bits else None, lowest),
         (
             "CORE",
-            figure(core.core) if core else None,
-            f"± {figure(1.96 * core.error, 2)}, at most {core.max_per_task:,} a task"
-            if core
-            else "",
+            f"{core.core:.4f}" if core else None,
+            _core_ends(core) if core else "",
         ),
         ("steps", f"{facts.step:,}" if facts.step else None, of_steps),
         ("training time", time_in_words(facts.seconds) if facts.seconds else None, ""),
         (
             "tokens",
             count_in_words(facts.tokens) if facts.tokens else None,
-            f"{figure(ratio, 3)} for each parameter" if ratio else "",
+            f"{figure(ratio, 3)} per parameter" if ratio else "",
         ),
         (
             "tokens per second",
@@ -85,7 +84,12 @@ def _core_in_words(facts: RunFacts) -> str | None:
     if not facts.log.core:
         return None
     last = facts.log.core[-1]
-    return f"{figure(last.core)} ± {figure(1.96 * last.error, 2)}"
+    return score_within(last.core, last.error)
+
+
+def _core_ends(measured: CoreMeasured) -> str:
+    low, high = ends_of(measured.core, measured.error)
+    return f"95%: {low:.4f} to {high:.4f}, at most {measured.max_per_task:,} per task"
 
 
 def _speed_in_words(facts: RunFacts) -> str:
@@ -180,20 +184,18 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
         explained = (
             f"Compute multiplier: the FLOPs after which {runs[0].name} was as good, in bits per "
             "byte, as the other run at its last evaluation, divided by those of the other run. 2× "
-            "is half the compute for the same result. Between evaluations it is interpolated on "
-            "logarithmic axes. In the middle of a run, before its learning rate has fallen, a "
+            "means the same result with half the compute. Between evaluations it is interpolated "
+            "on logarithmic axes. In the middle of a run, before its learning rate has fallen, a "
             "model is worse than one whose training was planned to end there: against a longer "
             "baseline, multipliers are too high."
         )
     if same_validation([facts for facts in runs if facts.best]) is False:
         explained = (
-            "Not all bits per byte were measured on the same text: those of other texts cannot be "
-            f"compared. {explained}"
+            "Not all bits per byte were measured on the same text; only those on the same text can "
+            f"be compared. {explained}"
         )
     if any(f.history and f.history.trainings and f.history.trainings[-1].began_with for f in runs):
-        explained = (
-            f"FLOPs are those of each run alone, without the model it began with. {explained}"
-        )
+        explained = f"FLOPs count each run alone, without the model it started from. {explained}"
     head = ("", *(Html(f"{swatch(n)} {escape(f.name)}") for n, f in enumerate(runs)))
     below = f'<p class="remark">{escape(explained)}</p>' if explained else ""
     return Html(f'<section class="figures">{table_of_runs(head, rows)}{below}</section>')

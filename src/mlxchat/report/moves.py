@@ -94,7 +94,7 @@ def copy_run(home: Home, name: str, new: str, report: Report = lambda _: None) -
     steps = store.require_steps(run.folder) if run.folder else []
     if run.folder is None or not steps:
         raise ConfigError(
-            f"Nothing of the run {name} is saved: there is nothing to copy.",
+            f"The run {name} has saved nothing, so there is nothing to copy.",
             f"Its log can be exported: {command('runs export', name)}",
         )
     with _held(home, run), _held(home, run, new), ExitStack() as undo:
@@ -204,7 +204,7 @@ def _require_usable(home: Home, new: str, apart_from: str | None = None) -> None
     """
     require_name(new, f"Use {NAME_IN_WORDS}.")
     if new == apart_from:
-        raise ConfigError(f"The run is called {new} already.", "Choose another name.")
+        raise ConfigError(f"The run is already called {new}.", "Choose another name.")
     folders = (*home.stages, home.root / "logs")
     refuse_other_spelling(folders, new, lambda _: "Choose another name.")
 

@@ -186,7 +186,7 @@ def _of_untrained(facts: RunFacts) -> str:
         return f"A model that was made from {facts.history.trainings[-1].run}, without training."
     if facts.history and facts.history.origin:
         return f"A model that was imported from {facts.history.origin.program}."
-    return "A model that no run of this name has trained."
+    return "A model that was not trained by a run of this name."
 
 
 def _notices(facts: RunFacts, now: float, named: bool) -> Iterator[str]:
@@ -196,11 +196,14 @@ def _notices(facts: RunFacts, now: float, named: bool) -> Iterator[str]:
     if facts.state == "running":
         left = facts.seconds_left
         about = f", about {time_in_words(left)} left" if left else ""
-        yield f"{name} goes on: {of}{about}, when this was written on {moment(now)}."
+        yield (
+            f"{name} is still training. When this page was written, on {moment(now)}, it was at "
+            f"{of}{about}."
+        )
     elif facts.state == "silent":
         yield (
-            f"{name} has not ended at {of}, and gave its last sign of life on "
-            f"{moment(facts.log.last)}. It may still run on another machine."
+            f"{name} has not ended. It was last heard of on {moment(facts.log.last)}, at {of}. It "
+            "may still be running on another machine."
         )
     elif facts.state == "interrupted":
         yield f"{name} was stopped at {of}. It can be resumed."
@@ -253,14 +256,14 @@ def _explained(runs: Sequence[RunCurves], drawn: Sequence[Chart]) -> str:
     if any(mark.y is not None for chart in drawn for mark in chart.marks):
         parts.append("Ring: the best evaluation.")
     if any(mark.y is None for chart in drawn for mark in chart.marks):
-        parts.append("Dotted verticals: the run was resumed there.")
+        parts.append("Dotted vertical lines: the run was resumed there.")
     if any(line.low is not None for chart in drawn for line in chart.lines):
         parts.append("Bands: 95% intervals.")
     most = max((s.of for run in runs for s in run.series.values()), default=0)
     if any(s.of > len(s.step) for run in runs for s in run.series.values()):
         parts.append(
-            f"Of up to {most:,} points the lowest and highest of each stretch are drawn, so that "
-            "no spike is lost."
+            f"Of up to {most:,} points, only the lowest and highest of each stretch are drawn, so "
+            "that no spike is lost."
         )
     return f'<p class="remark">{escape(" ".join(parts))}</p>' if parts else ""
 
@@ -272,7 +275,7 @@ def _compared(runs: Sequence[RunFacts]) -> list[Html]:
     different = compared_settings(runs, only_different=True)
     alike = folded("Settings that are the same", compared_settings(runs, only_different=False))
     return [
-        _section("Settings that differ", different or Html("<p>None that is known.</p>"), alike),
+        _section("Settings that differ", different or Html("<p>None are known.</p>"), alike),
         _section("Samples at the end", last_samples(runs)),
     ]
 
@@ -298,7 +301,7 @@ def _sections(run: Shown, generator: str, level: int) -> list[Html]:
     explained = Html()
     if tasks:
         explained = Html(
-            '<p class="remark">Answers asked for by mlxchat eval chat. In brackets: 95% intervals. '
+            '<p class="remark">Measured by mlxchat eval chat. In parentheses: 95% intervals. '
             "Centered: 0 for guessing, 1 for all right.</p>"
         )
     again = Html()
@@ -315,5 +318,5 @@ def _sections(run: Shown, generator: str, level: int) -> list[Html]:
         _section("Data", data_table(facts), level=level),
         _section("Settings", settings_table(facts), level=level),
         _section("Provenance", again, provenance_table(facts, generator), level=level),
-        _section("Notes", folded("What the run said", notes_list(facts)), level=level),
+        _section("Notes", folded("Messages of the run", notes_list(facts)), level=level),
     ]

@@ -27,7 +27,7 @@ def require_matplotlib() -> None:
     """
     if find_spec("matplotlib") is None:
         raise ConfigError(
-            "A picture is drawn by matplotlib, which is not installed.",
+            "Drawing a picture needs matplotlib, which is not installed.",
             'Install it: pip install "mlxchat[report]", or leave `png` out.',
         )
 

@@ -178,9 +178,9 @@ def plan_facts(plan: Plan) -> list[tuple[str, str]]:
     """Return the numbers of a plan that are no settings, with their names."""
     rows = f"{plan.accumulation:,} × {counted(plan.device_batch_size, 'rows')}"
     facts = [
-        ("micro-batches of a step", f"{rows} of {plan.row_tokens:,} tokens"),
-        ("tokens of a step", f"{plan.tokens_per_step:,}"),
-        ("FLOPs of a token", f"{plan.flops_per_token:,}"),
+        ("micro-batches per step", f"{rows} of {plan.row_tokens:,} tokens"),
+        ("tokens per step", f"{plan.tokens_per_step:,}"),
+        ("FLOPs per token", f"{plan.flops_per_token:,}"),
         ("recomputed activations", "yes" if plan.grad_checkpoint else "no"),
     ]
     if plan.memory_limit:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxchat.counts import counted
 from mlxchat.evaluate.core_tasks import CORE_TASKS, GPT2_SIZES
-from mlxchat.evaluate.pass_at_k import Interval, share_of
+from mlxchat.evaluate.pass_at_k import Interval, share_of, wilson
 from mlxchat.harmless import harmless
 from mlxchat.model.size import parameters
 from mlxchat.report.facts import RunFacts, interruptions
@@ -197,7 +197,7 @@ def parameters_table(facts: RunFacts) -> Html:
     rows.append((Html("<strong>all</strong>"), Html(f"<strong>{total:,}</strong>"), "100.0%"))
     if plan.adapter is not None:
         trained = plan.adapter.parameters
-        rows.append(("of the adapter, trained", f"{trained:,}", share_in_words(trained / total)))
+        rows.append(("in the adapter, trained", f"{trained:,}", share_in_words(trained / total)))
     model = plan.model
     shape = [
         ("architecture", model.arch),
@@ -223,9 +223,9 @@ def data_table(facts: RunFacts) -> Html:
         rows.append(("imported from", facts.history.origin.program))
     if facts.tokens and facts.parameters:
         ratio = facts.tokens / facts.parameters
-        rows.append(("tokens for each parameter", figure(ratio, 3)))
+        rows.append(("tokens per parameter", figure(ratio, 3)))
     if (size := bytes_per_token(facts)) is not None:
-        rows.append(("bytes in a token of the validation text", figure(size, 3)))
+        rows.append(("bytes per token of the validation text", figure(size, 3)))
     if trainer is not None and trainer.revision:
         rows.append(("commit on the hub", code(trainer.revision)))
     files: list[tuple[object, ...]] = []
@@ -296,7 +296,7 @@ def judged_table(facts: RunFacts) -> Html:
         )
     ks = sorted({event.samples for event in events})
     of_k = f"pass@{'/'.join(map(str, ks))}"
-    head = ("step", "questions", "pass@1", of_k, "reward", "tokens of an answer")
+    head = ("step", "questions", "pass@1", of_k, "reward", "tokens per answer")
     return html_table(head, rows)
 
 
@@ -320,8 +320,7 @@ def core_table(facts: RunFacts, kept: Sequence[TaskScore]) -> Html:
         for name, centered in last.centered.items():
             baseline = CORE_TASKS[name].baseline / 100 if name in CORE_TASKS else 0.0
             share = min(1.0, max(0.0, centered * (1 - baseline) + baseline))
-            error = 1.96 * math.sqrt(share * (1 - share) / max(1, last.max_per_task))
-            right = f"{share:.1%} ± {error:.1%} or more"
+            right = f"{wilson(share, max(1, last.max_per_task))} or wider"
             rows.append(_core_row(name, right, f"≤ {last.max_per_task:,}", centered))
     return html_table(head, rows)
 

@@ -84,8 +84,8 @@ def report_path(home: Home, names: Sequence[str], output: Path | None) -> Path:
     path = path / file if path.is_dir() else path
     if path.suffix.lower() == ".png":
         raise ConfigError(
-            f"A report is HTML, and {path.name} the name of a picture.",
-            "Let its name end in .html; with `png` the picture is written beside it.",
+            f"A report is an HTML file, but {path.name} is the name of a picture.",
+            "Give it a name that ends in .html. `png` writes a picture next to it.",
         )
     _require_own(path, GENERATOR.encode())
     return path
@@ -98,7 +98,8 @@ def _require_own(path: Path, mark: bytes) -> None:
             head = existing.read(1000)
         if head and mark not in head:
             raise ConfigError(
-                f"{path} is no report, and is not replaced.", "Give another file with `output`."
+                f"{path} is not a report, so it was not replaced.",
+                "Give another file with `output`.",
             )
 
 

@@ -116,7 +116,7 @@ def _only_one(run: TrackedRun) -> Lock:
 
     def wait() -> None:
         if time.monotonic() > until:
-            raise LockedError("another process still sends this run")
+            raise LockedError("another process is still sending this run")
         time.sleep(_POLL)
 
     return Lock.take_after(Path(run.folder) / ".tracking", wait)

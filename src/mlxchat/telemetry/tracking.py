@@ -74,15 +74,15 @@ class Tracking:
         except queue.Full:
             if not self._late:
                 self._late = True
-                self._tell(f"{self._run.tracker} does not keep up: some steps are missing there.")
+                self._tell(f"{self._run.tracker} cannot keep up: some steps are missing there.")
 
     def _fail(self, reason: str) -> None:
         """Tell the user once, and take no more."""
         if not self._failed:
             self._failed = True
             self._tell(
-                f"{self._run.tracker} has failed: {reason}. The run goes on without it, and its "
-                f"own log has everything. What the library said: {self._said}"
+                f"{self._run.tracker} has failed: {reason}. The run continues without it, and "
+                f"its own log is complete. The library's output: {self._said}"
             )
 
     def __enter__(self) -> Callable[[Event], None]:

@@ -71,7 +71,10 @@ class QuestionEvaluation:
         totals = world.all_gather([*right.tolist(), reward, tokens]).sum(axis=0).tolist()
         *counts, reward, tokens = totals
         samples, answered = config.eval_samples, config.eval_samples * len(counts)
-        of_1, of_k = (pass_at_k([int(count) for count in counts], samples, k) for k in (1, samples))
+        of_1, of_k = (
+            pass_at_k(list(map(int, counts)), samples, k, [each.asked for each in self._questions])
+            for k in (1, samples)
+        )
         yield Judged(
             self._clock(),
             step,

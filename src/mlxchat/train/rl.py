@@ -141,7 +141,7 @@ def _chat_model_remedy(source: str, home: Home) -> str:
     """Return what to do about a model that does not answer: its fine-tuned one may be there."""
     tuned = f"{source}-sft"  # as sft names it by default
     if is_name(tuned) and store.steps(home.finetuned / tuned):
-        return f"Begin with the one that does: {command('rl', source=tuned)}"
+        return f"Start from the one that does: {command('rl', source=tuned)}"
     return f"Fine-tune it first: {command('sft', source=source)}"
 
 

@@ -81,8 +81,8 @@ def level_notes(config: RlConfig, found: FoundLevel) -> list[str]:
     notes = [note]
     if found.share < MIN_RIGHT:
         notes.append(
-            f"From less than {MIN_RIGHT:.0%} right, little is learned. Better fine-tune the model "
-            f"on the task first: {_fine_tuning_command(config)}"
+            f"With less than {MIN_RIGHT:.0%} right, little is learned. Fine-tune the model on the "
+            f"task first: {_fine_tuning_command(config)}"
         )
     return notes
 

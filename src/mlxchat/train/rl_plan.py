@@ -25,17 +25,28 @@ COUNTED_EVERY = 512  # questions, between two events of progress
 
 
 class QuestionSurvey(NamedTuple):
-    """The size of a task's questions."""
+    """The size of a task's questions.
+
+    Attributes:
+        train: how many there are to train on.
+        held_out: how many are held out.
+        different: how many of these are left where each is counted in one wording only.
+        longest: the most tokens of a prompt.
+    """
 
     train: int
     held_out: int
-    longest: int  # tokens of a prompt
+    different: int
+    longest: int
 
     def summary(self, name: str) -> str:
         """Return it in a sentence."""
+        held_out = f"{self.held_out:,} held out"
+        if self.different < self.held_out:
+            held_out += f" ({self.different:,} different ones, some in several wordings)"
         return (
-            f"{name}: {counted(self.train, 'questions')} to train on, {self.held_out:,} held out; "
-            f"prompts of up to {counted(self.longest, 'tokens')}."
+            f"{name}: {counted(self.train, 'questions')} to train on, {held_out}; prompts of up to "
+            f"{counted(self.longest, 'tokens')}."
         )
 
 
@@ -56,7 +67,8 @@ def question_survey(
 
     count(source.train)
     count(source.held_out)
-    return QuestionSurvey(len(source.train), len(source.held_out), longest)
+    different = len({question.asked for question in source.held_out})
+    return QuestionSurvey(len(source.train), len(source.held_out), different, longest)
 
 
 def rl_plan(

@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from mlxchat.counts import duration, part_of_size, round_size, share_within
+from mlxchat.counts import duration, part_of_size, round_size, score_within, share_within
 from mlxchat.telemetry.events import Drawing, Evaluating, Memory, Rewarded, Sampled, Stepped
 from mlxchat.telemetry.meter import Meter
 from mlxchat.ui.text import (
@@ -97,7 +97,7 @@ ROUNDED = 1e6  # the loss from which it is shown with two digits
 CURVE_HEIGHT = 10  # the most lines of a curve below the numbers
 BESIDE_WIDTH, BESIDE_HEIGHT = 110, 22  # the size from which the curve stands beside them
 SAMPLE_LINES = 2
-INTERVAL_WIDTH = 50  # columns from which shares are shown with their intervals
+INTERVAL_WIDTH = 50  # columns from which scores are shown with their intervals
 SLOW = 2.0  # seconds without a first step, after which the panel says why
 
 
@@ -177,7 +177,7 @@ def _numbers(
     if meter.rewarded is not None:
         learning, speeds = _of_answers(meter, meter.rewarded, latest, has_room)
     else:
-        learning, speeds = _of_text(meter, latest)
+        learning, speeds = _of_text(meter, latest, has_room)
     left = meter.seconds_left
     if meter.waiting_share is not None:
         speeds.append(Cell("waiting for ranks", f"{meter.waiting_share:.0%}"))
@@ -230,8 +230,14 @@ def speed(tokens: int, seconds: float) -> str:
     return f"{tokens / seconds:,.0f}" if seconds > 0 else "–"
 
 
-def _of_text(meter: Meter, latest: Stepped | None) -> tuple[list[Cell], list[Cell]]:
-    """Return what a run that learns from text shows of its loss and of its speed."""
+def _of_text(meter: Meter, latest: Stepped | None, has_room: bool) -> tuple[list[Cell], list[Cell]]:
+    """Return what a run that learns from text shows of its loss and of its speed.
+
+    Args:
+        meter: the run's events so far.
+        latest: the last step; None before the first one of this process.
+        has_room: whether intervals are shown.
+    """
     diverged = latest is not None and not math.isfinite(latest.loss)
     learning = [Cell("loss", shown_loss(meter, latest), "bold red" if diverged else "bold")]
     if meter.bits_per_byte is not None and meter.best is not None:
@@ -242,7 +248,8 @@ def _of_text(meter: Meter, latest: Stepped | None) -> tuple[list[Cell], list[Cel
             learning.append(Cell("best", f"{lowest:.4f}, step {step:,}"))
     if meter.core:
         _, core, error, _ = meter.core[-1]
-        learning.append(Cell("CORE", f"{core:.4f} ± {error:.4f}"))
+        shown = score_within(core, error) if has_room else f"{core:.4f}"
+        learning.append(Cell("CORE", shown))
     if latest:
         learning.append(Cell("learning rate", f"{latest.learning_rate:.3g}"))
         learning.append(Cell("gradient norm", f"{latest.gradient_norm:.3g}"))

@@ -21,7 +21,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from mlxchat.counts import duration, part_of_size, round_size
+from mlxchat.counts import duration, part_of_size, round_size, score_within
 from mlxchat.monitor.runs import Snapshot, State, WatchedRun
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 from mlxchat.telemetry.events import MACHINE_FULL
@@ -258,7 +258,7 @@ def _numbers(run: WatchedRun, now: float) -> list[Cell]:
         cells.append(Cell("best", f"{meter.best[1]:.4f}, step {meter.best[0]:,}"))
     if meter.core:
         _, core, error, _ = meter.core[-1]
-        cells.append(Cell("CORE", f"{core:.4f} ± {error:.4f}"))
+        cells.append(Cell("CORE", score_within(core, error)))
     if run.state == "running":
         rate, left = meter.tokens_per_second, run.seconds_left(now)
         cells.append(Cell("tokens/s", "–" if rate is None else f"{rate:,.0f}"))

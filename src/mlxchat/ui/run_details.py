@@ -7,7 +7,7 @@ from datetime import datetime
 
 from rich.text import Text
 
-from mlxchat.counts import duration
+from mlxchat.counts import duration, score_within
 from mlxchat.harmless import harmless
 from mlxchat.report.description import RunDescription
 from mlxchat.report.differences import Comparison, differing_settings
@@ -66,7 +66,7 @@ def show_description(
         _heading(console, f"Samples after step {run.samples[0].step:,}")
         for sample in run.samples:
             said = Text.assemble(
-                (in_one_line(sample.prompt), "dim"), " → ", in_one_line(sample.text)
+                (in_one_line(sample.prompt), "dim"), " → ", in_one_line(sample.text.strip())
             )
             console.print(said)
     if run.command:
@@ -101,7 +101,7 @@ def _overview(run: RunDescription) -> list[tuple[str, str]]:
     add("pass@1", _right_in_words(summary))
     if summary.core:
         last = summary.core[-1]
-        add("CORE", f"{last.core:.4f} ± {last.error:.4f} after step {last.step:,}")
+        add("CORE", f"{score_within(last.core, last.error)} after step {last.step:,}")
     add("time", None if summary.seconds is None else f"{duration(summary.seconds)} of training")
     if summary.tokens and summary.seconds:
         add("speed", f"{summary.tokens / summary.seconds:,.0f} tokens/s")

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from mlxchat.counts import duration, share_within
+from mlxchat.counts import duration, score_within, share_within
 from mlxchat.telemetry.clock import Timer
 from mlxchat.telemetry.events import (
     CoreMeasured,
@@ -65,7 +65,7 @@ def describe(event: Event, meter: Meter) -> str | None:
             return f"step {event.step:,}: {_judgement(event, meter)}"
         case CoreMeasured():
             return (
-                f"step {event.step:,}: CORE {event.core:.4f} ± {event.error:.4f}, of at most "
+                f"step {event.step:,}: CORE {score_within(event.core, event.error)}, of at most "
                 f"{amount(event.max_per_task, 'examples')} per task"
             )
         case Sampled():
@@ -76,8 +76,8 @@ def describe(event: Event, meter: Meter) -> str | None:
             return f"step {event.step:,}: saved {event.path}"
         case Replanned():
             return (
-                f"Changed to {amount(event.total_steps, 'steps')} from {event.before:,}, to stay "
-                f"within the budget of {event.budget}."
+                f"Changed from {event.before:,} to {amount(event.total_steps, 'steps')}, to fit "
+                f"the budget of {event.budget}."
             )
         case Ended(reason="finished"):
             return f"Finished {amount(event.step, 'steps')} in {duration(meter.elapsed)}."

@@ -128,14 +128,16 @@ def arithmetic_question(
     answer = str(steps[-1])
     end = f"\n{ANSWER}{answer}"
     if not calculator:
-        return user_question(asked, answer, Message("assistant", "=".join(map(str, steps)) + end))
+        reply = Message("assistant", "=".join(map(str, steps)) + end)
+        return user_question(asked, answer, reply, expression.asked)
     parts = (
         Part("text", f"{expression}="),
         Part("python", str(expression)),
         Part("python_output", answer),
         Part("text", end),
     )
-    return user_question(asked + WITH_CALCULATOR, answer, Message("assistant", parts))
+    reply = Message("assistant", parts)
+    return user_question(asked + WITH_CALCULATOR, answer, reply, expression.asked)
 
 
 def _drawn(rng: Random, level: ArithmeticLevel) -> Expression:

@@ -23,7 +23,7 @@ from mlxchat.data.chats.spelling import (
     typed,
 )
 from mlxchat.data.questions.question import TaskQuestion, is_question_held_out, user_question
-from mlxchat.tokenizer.messages import Conversation, Message
+from mlxchat.tokenizer.messages import Message
 
 
 class LettersLevel(NamedTuple):
@@ -81,9 +81,9 @@ def spelling_question(rng: Random, level: LettersLevel, held_out: bool) -> TaskQ
     if level.backwards:
         asked = typed(rng, rng.choice(_BACKWARDS)).format(word=quoted(rng, word))
         answer = f"{word}:{','.join(reversed(word))}"
-        return user_question(asked, answer, Message("assistant", answer))
+        return user_question(asked, answer, Message("assistant", answer), answer)
     asked_of, reply = spelling_conversation(rng, word).messages
-    return TaskQuestion(Conversation((asked_of,)), reply.text, reply)
+    return user_question(asked_of.text, reply.text, reply, reply.text)
 
 
 def counting_question(rng: Random, level: LettersLevel, held_out: bool) -> TaskQuestion:
@@ -99,9 +99,10 @@ def counting_question(rng: Random, level: LettersLevel, held_out: bool) -> TaskQ
         letters = ascii_lowercase if total == 0 else sorted(set(word))
         counted = ((word, letter) for letter in letters if word.count(letter) == total)
         pairs = [pair for pair in counted if is_pair_held_out(*pair) == held_out]
-    conversation = counting_conversation(rng, *rng.choice(pairs))
+    word, letter = rng.choice(pairs)
+    conversation = counting_conversation(rng, word, letter)
     asked_of, reply = conversation.messages
-    return TaskQuestion(Conversation((asked_of,)), final_answer(conversation), reply)
+    return user_question(asked_of.text, final_answer(conversation), reply, f"{word} {letter}")
 
 
 def _word(rng: Random, level: LettersLevel) -> str:

@@ -30,11 +30,14 @@ class TaskQuestion:
         conversation: ends with the user's message.
         answer: what `is_right` compares a completion with.
         reply: a right completion, worked out, to learn from.
+        asked: identifies what is asked: questions of a task that ask the same in other words have
+            the same one.
     """
 
     conversation: Conversation
     answer: str
     reply: Message
+    asked: str
 
     @property
     def prompt(self) -> str:
@@ -68,9 +71,17 @@ class QuestionSource:
         return is_right(self.check, completion, question.answer)
 
 
-def user_question(text: str, answer: str, reply: Message) -> TaskQuestion:
-    """Return a question that is the only message before its reply."""
-    return TaskQuestion(Conversation((Message("user", text),)), answer, reply)
+def user_question(text: str, answer: str, reply: Message, asked: str | None = None) -> TaskQuestion:
+    """Return a question that is the only message before its reply.
+
+    Args:
+        text: the question.
+        answer: what a completion is compared with.
+        reply: a right completion.
+        asked: identifies what is asked; None if it is not known to be asked in other words.
+    """
+    conversation = Conversation((Message("user", text),))
+    return TaskQuestion(conversation, answer, reply, text if asked is None else asked)
 
 
 def final_number(text: str) -> str | None:

@@ -9,7 +9,7 @@ from mlxchat import __version__
 from mlxchat.checkpoint.history import History, Training
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.checkpoint.task_results import best_known
-from mlxchat.counts import counted
+from mlxchat.counts import counted, ends_of
 from mlxchat.interop.programs import ExportFormat
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.quantized import formats_of
@@ -122,7 +122,8 @@ def _figures(saved: SavedModel, history: History) -> Iterator[str]:
     if history.core is not None:
         step, core, error, most = history.core
         of = f"at step {step:,}, at most {counted(most, 'examples')} per task"
-        yield f"| CORE | {core:.4f} ± {error:.4f} {of} |"
+        low, high = ends_of(core, error)
+        yield f"| CORE | {core:.4f} {of} (95% interval: {low:.4f} to {high:.4f}) |"
     for result in best_known(history.results):
         part = "" if result.max_problems is None else "the first "
         right = f"{result.share:.1%} of {part}{counted(result.asked, 'problems')} right"
