@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from mlxchat.counts import round_size
+from mlxchat.counts import flops_per_second, round_size
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import chunk_size
 from mlxchat.plan.estimate import Estimate
 from mlxchat.plan.plan import counted_parameters
-from mlxchat.ui.tables import Row, Section, about, flops_per_second
+from mlxchat.ui.tables import Row, Section, about
 from mlxchat.ui.text import amount, as_options
 
 GROUP_LABELS = {  # groups of parameters and of learning rates; others are shown by their own name
