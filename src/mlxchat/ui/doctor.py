@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import TextIO
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -32,9 +33,9 @@ NARROW = 60  # columns of a terminal below which a check's name has a line of it
 PIPED = ABREAST - 1  # columns where nobody's terminal gives them
 
 
-def show_examination(examination: Examination) -> None:
+def show_examination(examination: Examination, stream: TextIO | None = None) -> None:
     """Print what was found."""
-    console = console_for(sys.stdout)
+    console = console_for(stream or sys.stdout)
     width = console.width if console.is_terminal else PIPED
     console.print(examination_table(examination, width), width=width, crop=False)
 
