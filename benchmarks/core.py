@@ -41,9 +41,10 @@ from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.counts import score_within
 from mlxchat.evaluate.answers import Score, padded
 from mlxchat.evaluate.core import CoreResult
+from mlxchat.evaluate.core_bundle import Bundle
 from mlxchat.evaluate.core_examples import CoreExamples, read_items
 from mlxchat.evaluate.core_prompts import CoreExample, encode_examples
-from mlxchat.evaluate.core_tasks import CORE_TASKS, Bundle, CoreItem
+from mlxchat.evaluate.core_tasks import CORE_TASKS, CoreItem
 from mlxchat.evaluate.core_verdicts import judge_examples
 from mlxchat.model.cpu import log_sum_exp
 from mlxchat.runtime import mx

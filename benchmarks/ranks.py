@@ -226,7 +226,7 @@ def take_part(case: Case) -> None:
         "step_seconds": round(seconds / case.steps, 5),
         "waiting_share": round(waited / seconds, 4) if case.ranks > 1 else None,
         "gradient_bytes": sum(weight.nbytes for weight in weights.values()),
-        "peak_bytes": [int(each) for each in world.gather([peak])[:, 0]],
+        "peak_bytes": [int(each) for each in world.all_gather([peak])[:, 0]],
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "equal_weights": agree(world, weights, last) if case.ranks > 1 else None,

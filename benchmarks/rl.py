@@ -37,9 +37,9 @@ from mlxchat.data.questions.tasks import questions_of
 from mlxchat.home import Home
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Event, Judged, Rewarded, Stepped, event_from_json
-from mlxchat.train.examiner import Examiner
-from mlxchat.train.judgement import JudgedEvaluation
+from mlxchat.train.answer_sampler import AnswerSampler
 from mlxchat.train.pretrain import run_pretraining
+from mlxchat.train.question_evaluation import QuestionEvaluation
 from mlxchat.train.rewards import rewards_of
 from mlxchat.train.rl import run_reinforcement
 from mlxchat.train.rl_documents import QuestionDocuments
@@ -143,11 +143,11 @@ def judged(home: Home, folder: Path, config: RlConfig, questions: int = 0) -> Ju
         config = config.model_copy(update={"eval_questions": questions})
     reward = rewards_of(None, source.check)
     together = 256
-    examiner = Examiner(
+    sampler = AnswerSampler(
         saved.model, saved.tokenizer, source, reward, config.sampling, config.max_tokens, together
     )
     documents = QuestionDocuments(source, {}, config.seed)
-    measure = JudgedEvaluation(config, documents, examiner, together, ALONE, SYSTEM_CLOCK)
+    measure = QuestionEvaluation(config, documents, sampler, together, ALONE, SYSTEM_CLOCK)
     *_, last = measure.events(0)
     assert isinstance(last, Judged)
     return last

@@ -5,12 +5,17 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for matrices this small, threads only wait
 # On CUDA and M5 float32 products would be rounded to 10 bits of mantissa: too coarse for 1e-4.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 os.environ["WANDB_MODE"] = "offline"  # whoever is logged in sends nothing from a test
+hypothesis.settings.register_profile(  # a busy machine is no failure
+    "mlxchat", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("mlxchat")
 pytest.register_assert_rewrite("support")
 
 from support.cases import Case  # noqa: E402

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from mlxchat.config.units import to_bytes
-from mlxchat.counts import counted, duration, part_of_size, round_duration, round_size
+from mlxchat.counts import (
+    counted,
+    duration,
+    flops_per_second,
+    part_of_size,
+    round_duration,
+    round_size,
+)
 
 SOURCE = Path(__file__).parent.parent / "src" / "mlxchat"
 NOUNS = r"rows|times|steps|runs|files|documents|questions|shards|conversations|samples|problems"
@@ -116,3 +123,8 @@ def test_no_text_counts_bytes_in_powers_of_two() -> None:
         if any(BINARY.search(line.partition("  # ")[0]) for line in path.read_text().splitlines())
     }
     assert found - NOT_SHOWN == set()
+
+
+def test_speeds_of_computing_have_units_and_three_digits() -> None:
+    assert flops_per_second(430.2e9) == "430 GFLOP/s"
+    assert flops_per_second(12.36e12) == "12.4 TFLOP/s"

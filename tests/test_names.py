@@ -8,7 +8,7 @@ from support.checkpoints import put_step
 from support.program import Program
 from support.runs import CONFIG, run
 
-from mlxchat.checkpoint import catalog
+from mlxchat.checkpoint.run_names import new_run, require_own_spelling
 from mlxchat.config.sft import SftConfig
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -43,9 +43,9 @@ def test_a_run_cannot_be_named_like_another_but_for_case(tmp_path: Path, stage: 
     assert "`model_tag=RUN`" in raised.value.remedy
     assert not home.log("run").exists()
     with pytest.raises(MlxchatError, match="in case only") as raised:
-        catalog.new_run(home, "Run", False, "to")
+        new_run(home, "Run", False, "to")
     assert "`to=RUN`" in raised.value.remedy
-    assert catalog.new_run(home, "other", False, "to") == home.runs / "other"
+    assert new_run(home, "other", False, "to") == home.runs / "other"
 
 
 def test_a_dry_run_fails_where_the_run_would(
@@ -63,9 +63,9 @@ def test_runs_of_linux_that_differ_in_case_are_still_two(tmp_path: Path) -> None
     for tag in ("d4", "D4"):
         put_step(home.runs / tag, 2)
     for tag in ("d4", "D4"):
-        catalog.require_own_spelling(home, tag, "model_tag")
+        require_own_spelling(home, tag, "model_tag")
     with pytest.raises(MlxchatError, match="already a run called D4"):
-        catalog.new_run(home, "D4", False, "to")
+        new_run(home, "D4", False, "to")
 
 
 def test_text_cannot_be_named_like_another_but_for_case(

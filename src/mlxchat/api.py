@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 from mlxchat import runtime
 from mlxchat.checkpoint import catalog, layout
+from mlxchat.checkpoint.run_names import new_run
 from mlxchat.config.inference import Dtype
 from mlxchat.config.mid import MidConfig
 from mlxchat.config.pretrain import PretrainConfig
@@ -304,11 +305,11 @@ def import_model(
         place = _home(home)
         base = catalog.find_model(place.stages, str(onto), None)
         adapter = open_adapter(path, base, conversational, force)
-        run = catalog.new_run(place, name or adapter.name, adapter.conversational, "name")
+        run = new_run(place, name or adapter.name, adapter.conversational, "name")
         return load(import_adapter(run, adapter), home=home)
     tokenizer_path = None if tokenizer is None else expanded(tokenizer)
     foreign = importers.open_model(path, step, tokenizer_path, softcap, conversational)
-    run = catalog.new_run(_home(home), name or foreign.name, foreign.conversational, "name")
+    run = new_run(_home(home), name or foreign.name, foreign.conversational, "name")
     return load(importers.import_run(run, foreign, with_optimizer), home=home)
 
 

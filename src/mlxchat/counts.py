@@ -1,4 +1,4 @@
-"""Counts, shares, sizes and durations in words, in the one form of all screens and pages."""
+"""Counts, shares, sizes, durations and speeds in words, in one form for all screens and pages."""
 
 SINGULAR = {"batches": "batch", "micro-batches": "micro-batch", "matrices": "matrix"}
 """Nouns whose singular is not the plural without its s; also with words before them."""
@@ -102,3 +102,12 @@ def round_duration(seconds: float) -> str:
     text = duration(seconds)
     first, _, second = text.partition(" ")
     return first if second.startswith("00") else text
+
+
+def flops_per_second(speed: float) -> str:
+    """Return a speed of computing as text.
+
+    >>> flops_per_second(430.2e9), flops_per_second(12.36e12)
+    ('430 GFLOP/s', '12.4 TFLOP/s')
+    """
+    return f"{speed / 1e12:,.1f} TFLOP/s" if speed >= 1e12 else f"{speed / 1e9:,.0f} GFLOP/s"

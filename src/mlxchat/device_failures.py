@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from mlxchat.errors import DeviceError, MemoryLimitError, MlxchatError
 
-KEPT = (
+RUN_KEPT = (
     "Everything a run has saved is kept. Repeat its command to resume, or let `supervise` do that."
 )
-SAID = "The conversation so far is kept. Ask again."
-ANEW = "If it fails again, save the conversation and load it in a new process."
+CHAT_KEPT = "The conversation so far is kept. Ask again."
+START_OVER = "If it fails again, save the conversation and load it in a new process."
 
 
 class Failure(NamedTuple):
@@ -33,32 +33,32 @@ FAILURES = (  # the first whose text matches counts
         "macOS stopped the GPU's work because it delayed the display",
         "Let the display sleep, or use the Mac over SSH, while it computes, so that macOS's "
         "watchdog leaves the GPU alone. Setting AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the "
-        f"environment can also help, but makes the display less smooth. {KEPT}",
-        f"Close programs that draw a lot on the display, or use the Mac over SSH. {SAID}",
+        f"environment can also help, but makes the display less smooth. {RUN_KEPT}",
+        f"Close programs that draw a lot on the display, or use the Mac over SSH. {CHAT_KEPT}",
     ),
     Failure(
         re.compile(r"CallbackError(Timeout|Hang)|GPU Timeout|GPU Hang"),
         "macOS stopped the GPU's work because a part of it waited or ran for seconds",
         "Close other programs that use the GPU, let the display sleep, or use a smaller "
-        f"`device_batch_size`. {KEPT}",
-        f"Close other programs that use the GPU. {SAID}",
+        f"`device_batch_size`. {RUN_KEPT}",
+        f"Close other programs that use the GPU. {CHAT_KEPT}",
     ),
     Failure(
         re.compile(r"CallbackError(InnocentVictim|SubmissionsIgnored)"),
         "macOS stopped the GPU's work because of an earlier error or one in another program",
-        f"Close other programs that use the GPU. {KEPT}",
-        f"Close other programs that use the GPU. {SAID} {ANEW}",
+        f"Close other programs that use the GPU. {RUN_KEPT}",
+        f"Close other programs that use the GPU. {CHAT_KEPT} {START_OVER}",
     ),
     Failure(
         re.compile(r"\[metal::malloc\] Resource limit"),
         "The GPU holds as many arrays as macOS allows a program",
-        f"A new process starts without any. {KEPT}",
+        f"A new process starts without any. {RUN_KEPT}",
         "A new process starts without any: save the conversation and load it there.",
     ),
     Failure(
         re.compile(r"malloc\] Attempting to allocate .* maximum allowed buffer size"),
         "An array is larger than the GPU's largest buffer",
-        f"Use a smaller `device_batch_size`, `max_seq_len` or `vocab_size`. {KEPT}",
+        f"Use a smaller `device_batch_size`, `max_seq_len` or `vocab_size`. {RUN_KEPT}",
         "Shorten the message, or start a new conversation.",
     ),
     Failure(
@@ -68,8 +68,8 @@ FAILURES = (  # the first whose text matches counts
         ),
         "MLX's device is out of memory",
         "Close other programs, or use less memory: a smaller `memory_limit`, `device_batch_size` "
-        f"or `depth`. {KEPT}",
-        f"Close other programs, or start a new conversation, which takes less memory. {SAID}",
+        f"or `depth`. {RUN_KEPT}",
+        f"Close other programs, or start a new conversation, which takes less memory. {CHAT_KEPT}",
     ),
     Failure(
         re.compile(
@@ -77,8 +77,8 @@ FAILURES = (  # the first whose text matches counts
             r"|\b(cuda|cublas|cudnn|nvrtc|cu[A-Z])\w*\W.*\bfailed"
         ),
         "MLX's device failed",
-        KEPT,
-        f"{SAID} {ANEW}",
+        RUN_KEPT,
+        f"{CHAT_KEPT} {START_OVER}",
     ),
 )
 
@@ -110,7 +110,7 @@ def answer_error(error: Exception) -> MlxchatError | None:
     if _may_be_of_device(error) and (failure := _failure(text)):
         return DeviceError(_problem(failure, text), failure.in_chat)
     if isinstance(error, MemoryError):
-        return out_of_memory(error, f"Close other programs. {SAID}")
+        return out_of_memory(error, f"Close other programs. {CHAT_KEPT}")
     return None
 
 

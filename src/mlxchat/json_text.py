@@ -83,6 +83,19 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no half of a surrogate pair, which no UTF-8 can hold.
+
+    >>> is_unicode("ü"), is_unicode("\\ud83e")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_deep(value: object) -> bool:
     """Return whether more than `MOST_NESTED` arrays and objects are within each other."""
     level = [value]

@@ -10,10 +10,11 @@ from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
-from mlxchat.checkpoint import catalog, copies, layout, store
+from mlxchat.checkpoint import copies, layout, store
 from mlxchat.checkpoint.digests import model_digest
 from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.layout import SavedModel
+from mlxchat.checkpoint.run_names import new_run
 from mlxchat.config.inference import BaseEvalConfig, ChatSettings, Sampling, TextSettings
 from mlxchat.config.serve import ServeConfig
 from mlxchat.config.validate import validated
@@ -388,7 +389,7 @@ class Model:
 
         Args:
             keep_quantized: quantize the layers of a quantized base again, as they were, by which
-                much of what the adapter has learnt is lost; by default they become float32.
+                much of what the adapter has learned is lost; by default they become float32.
 
         Raises:
             ConfigError: there is no adapter on this model.
@@ -428,7 +429,7 @@ class Model:
         if isinstance(to, Path) or Path(to).name != to:
             run = expanded(to).absolute()
         else:
-            run = catalog.new_run(self._home, to, self.conversational, "to")
+            run = new_run(self._home, to, self.conversational, "to")
         with store.locked(run):
             if store.steps(run):
                 raise ConfigError(f"There is already a model in {run}.", "Name another folder.")

@@ -201,7 +201,7 @@ def test_an_answer_that_is_marked_is_read_but_not_learnt(mark: dict[str, object]
         "Hi", (Part("text", "wrong", learned=False),), "No.", "right"
     )
     assert learned(usable.conversation) == "right|"
-    assert usable.changes == {turns.NOT_LEARNT}
+    assert usable.changes == {turns.NOT_LEARNED}
     assert usable.unused == set()
 
 
@@ -214,7 +214,7 @@ def test_a_part_that_is_marked_is_not_learnt() -> None:
     wrong = {"type": "text", "text": "Wrong. ", "train": False}
     usable = forms.read_row([HI, entry("assistant", [wrong, {"type": "text", "text": "Right."}])])
     assert learned(usable.conversation) == "Right.|"
-    assert (usable.changes, usable.unused) == ({turns.NOT_LEARNT}, set())
+    assert (usable.changes, usable.unused) == ({turns.NOT_LEARNED}, set())
     called = entry("assistant", "Ho", tool_calls=[{"function": FUNCTION, "weight": 0}])
     assert learned(forms.read_row([HI, called, *FOUND]).conversation) == "HoThree.|"
 
@@ -243,7 +243,7 @@ def test_a_turn_of_sharegpt_is_marked_as_well() -> None:
 def test_what_follows_the_last_answer_to_learn_is_cut() -> None:
     usable = forms.read_row([HI, RIGHT, entry("user", "Go on."), WRONG | {"weight": 0}])
     assert usable.conversation == talk("Hi", "right")
-    assert usable.changes == {turns.CUT_AT_END, turns.NOT_LEARNT}
+    assert usable.changes == {turns.CUT_AT_END, turns.NOT_LEARNED}
 
 
 def test_a_conversation_with_nothing_left_to_learn_is_skipped() -> None:

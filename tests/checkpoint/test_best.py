@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlxchat.checkpoint import catalog, store
-from mlxchat.checkpoint.best import best_step, judged_steps
+from mlxchat.checkpoint.best import best_step, scored_steps
 
 Evaluations = list[tuple[int, float]]
 
@@ -105,4 +105,4 @@ def test_a_run_that_is_judged_keeps_the_step_that_answers_most(folder: Path) -> 
         store.prune(folder, 1)
     assert store.steps(folder) == [2, 4]
     newest = store.directory(folder, 4)
-    assert judged_steps(newest, [2, 4]) == [(2, 0.5), (4, 0.3)]
+    assert scored_steps(newest, [2, 4]) == [(2, 0.5), (4, 0.3)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from mlxchat.checkpoint.catalog import new_run
+from mlxchat.checkpoint.run_names import new_run
 from mlxchat.config.lora import LoraTraining
 from mlxchat.config.pretrain import PRESETS, PretrainConfig
 from mlxchat.config.recipes import BUDGET_RECIPE, CLASSIC_RECIPE, MODERN_RECIPE, Recipe

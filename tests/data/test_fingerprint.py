@@ -14,7 +14,13 @@ from support.runs import (
 from mlxchat.data import documents as documents_module
 from mlxchat.data import fingerprint as module
 from mlxchat.data.documents import ShardDocuments
-from mlxchat.data.fingerprint import KnownShards, agree, fingerprint, frame, frames
+from mlxchat.data.fingerprint import (
+    KnownShards,
+    agree,
+    fingerprint,
+    quick_fingerprint,
+    quick_fingerprints,
+)
 from mlxchat.data.shards import LocalShards, shard_name
 from mlxchat.errors import MlxchatError
 
@@ -30,7 +36,7 @@ def test_other_text_has_another_fingerprint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("compression", "most", "least"), [("zstd", 40, 1), ("none", 60, 60)])
-def test_a_fingerprint_detects_a_changed_word_that_a_frame_misses(
+def test_a_fingerprint_detects_a_changed_word_that_the_quick_one_misses(
     tmp_path: Path, compression: str, most: int, least: int
 ) -> None:
     order = random.Random(6)
@@ -40,7 +46,7 @@ def test_a_fingerprint_detects_a_changed_word_that_a_frame_misses(
 
     def written(texts: list[str]) -> tuple[str, str]:
         write_texts(path, texts, compression)
-        return frame(path), fingerprint(path)
+        return quick_fingerprint(path), fingerprint(path)
 
     known, missed = written(texts), 0
     for _ in range(60):
@@ -54,16 +60,17 @@ def test_a_fingerprint_detects_a_changed_word_that_a_frame_misses(
     assert least <= missed <= most
 
 
-def test_a_frame_and_a_fingerprint_of_one_file_agree(tmp_path: Path) -> None:
+def test_the_quick_and_the_full_fingerprint_of_a_file_agree(tmp_path: Path) -> None:
     one, other = (write_texts(tmp_path / name, [name]) for name in ("a.parquet", "other.parquet"))
-    assert agree(frame(one), fingerprint(one)) and agree(fingerprint(one), frame(one))
-    assert not agree(frame(one), fingerprint(other)) and not agree(fingerprint(other), frame(one))
+    quick, full, other_full = quick_fingerprint(one), fingerprint(one), fingerprint(other)
+    assert agree(quick, full) and agree(full, quick)
+    assert not agree(quick, other_full) and not agree(other_full, quick)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"\xff" * 7, b"\xff\xff\xff\xffPAR1"])
 def test_any_file_has_a_fingerprint(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
-    found = frames(tmp_path, ["a.parquet", "gone.parquet"])
+    found = quick_fingerprints(tmp_path, ["a.parquet", "gone.parquet"])
     assert found.keys() == {"a.parquet"}
     assert found["a.parquet"].startswith(f"{len(content)} ")
     assert agree(found["a.parquet"], fingerprint(tmp_path / "a.parquet"))
@@ -79,7 +86,7 @@ def test_a_shard_is_read_again_only_if_it_was_touched(
         return fingerprint(path)
 
     monkeypatch.setattr(module, "fingerprint", reading)
-    source = KnownShards(LocalShards(data), {FIRST: frame(data / FIRST)})
+    source = KnownShards(LocalShards(data), {FIRST: quick_fingerprint(data / FIRST)})
     for _ in range(3):
         assert source.acquire(FIRST) == data / FIRST
     assert read == [FIRST]
@@ -98,10 +105,10 @@ def test_an_unreadable_shard_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
     def broken(path: Path) -> str:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(module, "frame", broken)
+    monkeypatch.setattr(module, "quick_fingerprint", broken)
     message = rf"{data / FIRST} cannot be read \(Input/output error\)"
     with pytest.raises(MlxchatError, match=message):
-        frames(data, [FIRST])
+        quick_fingerprints(data, [FIRST])
     with pytest.raises(MlxchatError, match=message):
         KnownShards(LocalShards(data), {}).acquire(FIRST)
 
@@ -120,5 +127,5 @@ def test_a_refused_shard_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyP
     data, released = shards(tmp_path / "data", 0, 1), []
     monkeypatch.setattr(LocalShards, "release", lambda self, name: released.append(name))
     with pytest.raises(MlxchatError):
-        KnownShards(LocalShards(data), {FIRST: frame(data / SECOND)}).acquire(FIRST)
+        KnownShards(LocalShards(data), {FIRST: quick_fingerprint(data / SECOND)}).acquire(FIRST)
     assert released == [FIRST]

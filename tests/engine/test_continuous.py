@@ -9,7 +9,7 @@ from support.models import network
 
 from mlxchat.config.inference import Sampling
 from mlxchat.engine.cache import KVCache
-from mlxchat.engine.continuous import ChosenToken, ContinuousBatch, Member, TokenChoice
+from mlxchat.engine.continuous import ActiveSequence, ContinuousBatch, GeneratedToken, TokenSettings
 from mlxchat.engine.generate import generate, prefill
 from mlxchat.engine.sampling import make_sampler
 from mlxchat.model import rope
@@ -20,12 +20,12 @@ from mlxchat.runtime import mx
 
 NEVER: frozenset[int] = frozenset()
 CHOICES = [
-    TokenChoice(Sampling(temperature=0)),
-    TokenChoice(Sampling(temperature=1.5, top_k=20), seed=1),
-    TokenChoice(Sampling(temperature=2.0, top_k=None, repetition_penalty=1.2), seed=2),
-    TokenChoice(Sampling(temperature=1.5, top_k=None, top_p=0.7), seed=3),
-    TokenChoice(Sampling(temperature=1.0, min_p=0.05), seed=4, presence_penalty=1.5),
-    TokenChoice(Sampling(temperature=0), frequency_penalty=0.7, logit_bias={5: 3.0, 9: -100}),
+    TokenSettings(Sampling(temperature=0)),
+    TokenSettings(Sampling(temperature=1.5, top_k=20), seed=1),
+    TokenSettings(Sampling(temperature=2.0, top_k=None, repetition_penalty=1.2), seed=2),
+    TokenSettings(Sampling(temperature=1.5, top_k=None, top_p=0.7), seed=3),
+    TokenSettings(Sampling(temperature=1.0, min_p=0.05), seed=4, presence_penalty=1.5),
+    TokenSettings(Sampling(temperature=0), frequency_penalty=0.7, logit_bias={5: 3.0, 9: -100}),
 ]
 
 
@@ -59,9 +59,9 @@ class Company:
 
     def __init__(self, model: GPT) -> None:
         self.model, self.batch = model, ContinuousBatch(model)
-        self.told: dict[Member, list[ChosenToken]] = {}
+        self.told: dict[ActiveSequence, list[GeneratedToken]] = {}
 
-    def join(self, ids: list[int], choice: TokenChoice) -> Member:
+    def join(self, ids: list[int], choice: TokenSettings) -> ActiveSequence:
         cache = KVCache(self.model.config, whole=True)
         logits = prefill(self.model, ids, cache)
         member, first = self.batch.join(ids, self.batch.layout.past(cache), logits, choice)
@@ -73,11 +73,11 @@ class Company:
             for member, chosen in self.batch.step():
                 self.told[member].append(chosen)
 
-    def ids(self, member: Member) -> list[int]:
+    def ids(self, member: ActiveSequence) -> list[int]:
         return [chosen.id for chosen in self.told[member]]
 
 
-def alone(model: GPT, ids: list[int], choice: TokenChoice, count: int) -> list[int]:
+def alone(model: GPT, ids: list[int], choice: TokenSettings, count: int) -> list[int]:
     company = Company(model)
     member = company.join(ids, choice)
     while len(company.told[member]) < count:
@@ -86,7 +86,7 @@ def alone(model: GPT, ids: list[int], choice: TokenChoice, count: int) -> list[i
 
 
 @pytest.mark.parametrize("choice", CHOICES[:4])
-def test_one_member_is_generated_as_by_generate(plain: GPT, choice: TokenChoice) -> None:
+def test_one_member_is_generated_as_by_generate(plain: GPT, choice: TokenSettings) -> None:
     ids, sampling = drawn(40), choice.sampling
     expected = generate(
         plain, ids, KVCache(plain.config), make_sampler(sampling), key=mx.random.key(choice.seed),
@@ -95,7 +95,7 @@ def test_one_member_is_generated_as_by_generate(plain: GPT, choice: TokenChoice)
     assert alone(plain, ids, choice, 30) == list(expected)
 
 
-def coming_and_going(model: GPT) -> Iterator[tuple[list[int], TokenChoice, list[int]]]:
+def coming_and_going(model: GPT) -> Iterator[tuple[list[int], TokenSettings, list[int]]]:
     """Members of all lengths and choices join late and leave early, past growths and windows."""
     company, lengths = Company(model), [3, CACHE_STEP - 5, 300, 20, 1, 90]
     members = []
@@ -137,7 +137,7 @@ def test_a_forced_token_is_the_next_one(
     company = Company(stepping)
     other = company.join(drawn(20), CHOICES[0])
     company.steps(3)
-    member = company.join(drawn(30), TokenChoice(Sampling(temperature=0), logprobs=0))
+    member = company.join(drawn(30), TokenSettings(Sampling(temperature=0), logprobs=0))
     company.batch.force(member, 77)
     company.steps(3)
     assert [chosen.forced for chosen in company.told[member]][:2] == [False, True]
@@ -156,9 +156,9 @@ def test_a_forced_token_is_the_next_one(
 def test_log_probabilities_are_the_models_own(plain: GPT) -> None:
     """Whatever the temperature, the penalties and the bias; each as many as asked for."""
     company, ids = Company(plain), drawn(25)
-    asked = TokenChoice(Sampling(temperature=2.0, repetition_penalty=2), 1, 1.0, 1.0, {3: 9.0}, 3)
+    asked = TokenSettings(Sampling(temperature=2.0, repetition_penalty=2), 1, 1.0, 1.0, {3: 9.0}, 3)
     member = company.join(ids, asked)
-    silent, own = company.join(ids, CHOICES[0]), company.join(ids, TokenChoice(logprobs=0))
+    silent, own = company.join(ids, CHOICES[0]), company.join(ids, TokenSettings(logprobs=0))
     company.steps(6)
     assert all(chosen[2:] == (None, ()) for chosen in company.told[silent])
     assert all(chosen.logprob is not None and not chosen.top for chosen in company.told[own])
@@ -174,7 +174,7 @@ def test_log_probabilities_are_the_models_own(plain: GPT) -> None:
 
 def test_penalties_and_bias_follow_their_formulas(plain: GPT) -> None:
     """Greedy tokens by hand, from the model's logits at each position."""
-    choice = TokenChoice(
+    choice = TokenSettings(
         Sampling(temperature=0, repetition_penalty=1.4), 0, 2.0, 1.5, {8: 4.0, 60: -100.0}
     )
     ids = drawn(12)

@@ -11,7 +11,7 @@ from support.models import network
 from mlxchat.config.inference import Sampling
 from mlxchat.engine.generate import generate_batch
 from mlxchat.engine.policy import Policy
-from mlxchat.engine.rollout import answer_keys, draw_answers
+from mlxchat.engine.rollout import answer_keys, sample_answers
 from mlxchat.engine.sampling import make_row_sampler
 from mlxchat.engine.tools import ToolUse
 from mlxchat.model.adapter import LoraConfig
@@ -56,7 +56,7 @@ def test_answers_are_what_nanochats_engine_makes_of_the_tokens_drawn(arch: str) 
     rows = [row["sampled"] for row in engine["rows"]]
     length = max(map(len, rows)) + 2
     keys = mx.array([row + [stop] * (length - len(row)) for row in rows])
-    answers = draw_answers(
+    answers = sample_answers(
         network().model,
         [prompt] * len(rows),
         prescribed,
@@ -76,7 +76,7 @@ def test_an_answer_depends_on_its_own_key_only() -> None:
     prompts = [[5, 6, 7], [8], [5, 6, 7], [9, 3]]
     keys = np.concatenate([answer_keys(7, number, answers=1) for number in range(4)])
     sample = make_row_sampler(Sampling(temperature=1.0, top_k=20), model.config.vocab_size)
-    draw = partial(draw_answers, model, sample=sample, stop=frozenset(range(20)), max_tokens=30)
+    draw = partial(sample_answers, model, sample=sample, stop=frozenset(range(20)), max_tokens=30)
     together = draw(prompts, keys=mx.array(keys))
     assert len({len(answer.ids) for answer in together}) > 1  # some ended before others
     for number, prompt in enumerate(prompts):
@@ -105,7 +105,7 @@ def test_what_interrupts_the_drawing_ends_it() -> None:
 
     keys = mx.array([[4] * 9])
     with pytest.raises(KeyboardInterrupt):
-        draw_answers(
+        sample_answers(
             network().model, [[1]], prescribed, keys, stop=STOP, max_tokens=3, watch=interrupt
         )
 
@@ -123,7 +123,7 @@ def test_a_copy_generates_with_the_weights_of_the_moment(arch: Architecture, ada
     sample = make_row_sampler(Sampling(temperature=1.0), model.config.vocab_size)
     keys = mx.array(np.concatenate([answer_keys(n, answers=1) for n in range(3)]))
     draw = partial(
-        draw_answers,
+        sample_answers,
         prompts=[[5, 6], [5, 6], [7]],
         sample=sample,
         keys=keys,

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from mlxchat.config.inference import Sampling
 from mlxchat.engine.sampling import (
+    apply_repetition_penalty,
     keep_min_p,
     keep_top_p,
     make_sampler,
-    penalise,
     row_settings,
     sample_rows,
 )
@@ -88,7 +88,7 @@ def draws(
     """10^5 tokens, one for each of as many equal rows, in a single call."""
     rows = mx.broadcast_to(mx.array(logits, mx.float32), (DRAWS, len(logits)))
     if seen is not None:
-        rows = penalise(rows, mx.array(seen), sampling.repetition_penalty)
+        rows = apply_repetition_penalty(rows, mx.array(seen), sampling.repetition_penalty)
     tokens, _ = make_sampler(sampling)(rows, mx.random.key(7))
     return tokens
 
@@ -184,7 +184,7 @@ def test_rows_of_a_batch_are_drawn_independently(k: int | None) -> None:
 
 def test_penalise_divides_positive_and_multiplies_negative_logits() -> None:
     logits, seen = mx.array([2.0, -2.0, 0.0, 3.0]), mx.array([True, True, True, False])
-    assert penalise(logits, seen, 2.0).tolist() == [1.0, -4.0, 0.0, 3.0]
+    assert apply_repetition_penalty(logits, seen, 2.0).tolist() == [1.0, -4.0, 0.0, 3.0]
 
 
 def test_top_k_keeps_exactly_k_of_a_large_vocabulary() -> None:

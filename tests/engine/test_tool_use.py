@@ -9,7 +9,7 @@ from support.models import BYTES
 from mlxchat.config.inference import Sampling
 from mlxchat.engine.cache import KVCache
 from mlxchat.engine.generate import Tool, continue_greedily, generate, generate_batch
-from mlxchat.engine.sampling import make_sampler, penalise
+from mlxchat.engine.sampling import apply_repetition_penalty, make_sampler
 from mlxchat.engine.tools import ToolUse
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
@@ -99,7 +99,7 @@ def by_hand(
     said, replaced, forced, tool = list(ids), set(), None, tools()
     for _ in range(count):
         seen = mx.array([token in said for token in range(model.config.vocab_size)])
-        logits = penalise(model(mx.array([said]))[0, -1], seen, penalty)
+        logits = apply_repetition_penalty(model(mx.array([said]))[0, -1], seen, penalty)
         drawn = int(mx.argmax(logits))
         if forced is not None:
             replaced.add(drawn)

@@ -21,7 +21,7 @@ from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.config.inference import BaseEvalConfig
 from mlxchat.data.hub import Hub
 from mlxchat.errors import ConfigError, DataError, LockedError, NotFound
-from mlxchat.evaluate import core, core_tasks
+from mlxchat.evaluate import core, core_bundle
 from mlxchat.evaluate.answers import Score
 from mlxchat.evaluate.core import (
     CORE,
@@ -31,17 +31,15 @@ from mlxchat.evaluate.core import (
     evaluate_run,
     measure_core,
 )
+from mlxchat.evaluate.core_bundle import Bundle, bundle_host, open_bundle
 from mlxchat.evaluate.core_examples import CoreExamples, read_items
 from mlxchat.evaluate.core_kept import KeptVerdicts, Verdicts, core_stem
 from mlxchat.evaluate.core_tasks import (
     CORE_TASKS,
     GPT2_CORE,
-    Bundle,
     ChoiceItem,
-    bundle_host,
     core_items,
     core_labels,
-    open_bundle,
 )
 from mlxchat.home import Home
 from mlxchat.runtime import mx
@@ -146,8 +144,8 @@ def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for file in folder.rglob("*.jsonl"):
             archive.write(file, str(file.relative_to(folder.parent)))
     content = path.read_bytes()
-    monkeypatch.setattr(core_tasks, "BUNDLE_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(core_tasks, "BUNDLE_BYTES", len(content))
+    monkeypatch.setattr(core_bundle, "BUNDLE_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(core_bundle, "BUNDLE_BYTES", len(content))
     return path
 
 

@@ -29,6 +29,7 @@ from mlxchat.evaluate.core_batches import (
     groups,
     reading,
 )
+from mlxchat.evaluate.core_bundle import Bundle
 from mlxchat.evaluate.core_prompts import (
     CoreExample,
     CoreRow,
@@ -39,7 +40,6 @@ from mlxchat.evaluate.core_prompts import (
 )
 from mlxchat.evaluate.core_tasks import (
     CORE_TASKS,
-    Bundle,
     CompletionItem,
     CoreTask,
     core_items,

@@ -22,9 +22,10 @@ from mlxchat.cli import evaluate_base
 from mlxchat.cli.evaluate_base import eval_base_command
 from mlxchat.config.inference import BaseEvalConfig
 from mlxchat.errors import ConfigError, DataError, MlxchatError, NotFound
+from mlxchat.evaluate.core_bundle import Bundle
 from mlxchat.evaluate.core_examples import read_items
 from mlxchat.evaluate.core_prompts import encode_examples
-from mlxchat.evaluate.core_tasks import CORE_TASKS, Bundle
+from mlxchat.evaluate.core_tasks import CORE_TASKS
 from mlxchat.evaluate.core_verdicts import judge_examples
 from mlxchat.evaluate.loss import bits_per_byte, lay_out_text
 from mlxchat.evaluate.text import require_texts, text_loss

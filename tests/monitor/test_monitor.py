@@ -425,7 +425,7 @@ def test_what_is_no_file_makes_its_run_unreadable_and_no_other(
 
 def assert_only_bad_is_unreadable(home: Path, path: Path) -> None:
     """Check what is shown of the runs ``fine`` and ``bad``, the latter for its file or folder."""
-    snapshot = look(home).look()
+    snapshot = look(home).snapshot()
     (bad, fine) = sorted(snapshot.runs, key=lambda run: run.tag)
     assert (fine.state, fine.meter.step, fine.fault) == ("running", 1, None)
     assert bad.state == "unreadable"
@@ -455,7 +455,7 @@ def test_numbers_at_the_bounds_are_shown(tmp_path: Path) -> None:
     write_log(path, started(total=2**63 - 1), stepped(1), stepped(2, 1e-320), huge)
     with path.open("a") as file:
         file.write(event_to_json(stepped(3, time=1.0)).replace("10.0", "null") + "\n")
-    snapshot = look(tmp_path).look()
+    snapshot = look(tmp_path).snapshot()
     assert snapshot.runs[0].fault is None
     json_line(as_json(snapshot))
     for width in (30, 80, 200):
@@ -687,7 +687,7 @@ def test_json_has_everything_the_screen_shows(tmp_path: Path) -> None:
     write_log(Home(tmp_path).log("d4"), started(), *map(stepped, range(1, 5)), stepped(5, math.nan))
     write_status(tmp_path, "d4", 50.0)
     program = MlxchatProcess(99, 1.0, "chat", GIB)
-    said = as_json(look(tmp_path, processes=(program,)).look())
+    said = as_json(look(tmp_path, processes=(program,)).snapshot())
     said = json.loads(json.dumps(said, allow_nan=False))
     (run,) = said["runs"]
     assert (run["tag"], run["state"], run["step"], run["total_steps"]) == ("d4", "running", 5, 100)
@@ -707,5 +707,5 @@ def test_a_machine_is_full_beyond_four_fifths() -> None:
 
 
 def test_the_monitor_writes_nothing(tmp_path: Path) -> None:
-    assert look(tmp_path / "home").look().runs == ()
+    assert look(tmp_path / "home").snapshot().runs == ()
     assert not (tmp_path / "home").exists()

@@ -13,7 +13,7 @@ from mlxchat.plan.estimate import Estimate, Room, estimate
 from mlxchat.plan.memory import Resources, training_bytes
 from mlxchat.plan.plan import Costs, plan
 from mlxchat.ui.estimate import GROUP_LABELS, estimate_heading, estimate_sections
-from mlxchat.ui.tables import Row, Section, about, flops_per_second, show, tables
+from mlxchat.ui.tables import Row, Section, about, show, tables
 
 GIB = 1024**3
 RESOURCES = Resources(128 * GIB, 2, "none", 1024)
@@ -163,11 +163,6 @@ def test_tables_are_one_below_the_other_in_a_pipe() -> None:
 )
 def test_estimated_durations_are_rounded(seconds: float, said: str) -> None:
     assert about(seconds) == said
-
-
-def test_speeds_have_units_and_three_digits() -> None:
-    assert flops_per_second(430.2e9) == "430 GFLOP/s"
-    assert flops_per_second(12.36e12) == "12.4 TFLOP/s"
 
 
 def test_matrix_products_are_timed_for_the_given_time(

@@ -20,7 +20,7 @@ from mlxchat.data.questions.arithmetic import (
 from mlxchat.data.questions.choice import GENERATED, TaskChoice
 from mlxchat.data.questions.letters import COUNTING_LEVELS, SPELLING_LEVELS
 from mlxchat.data.questions.question import (
-    Made,
+    LazySequence,
     TaskQuestion,
     final_number,
     is_question_held_out,
@@ -269,7 +269,7 @@ def test_conversations_to_learn_from_are_the_questions_solved() -> None:
 
 
 def test_a_sequence_of_made_items_is_one() -> None:
-    made = Made(5, lambda index: index * 10)
+    made = LazySequence(5, lambda index: index * 10)
     assert list(made) == [0, 10, 20, 30, 40] and made[-1] == 40 and made[3:] == [30, 40]
     assert 30 in made and len(made) == 5 and next(reversed(made)) == 40
     for index in (5, -6):

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from mlxchat.report.charts import AxisScale, Chart, Level, Line, Mark, line_look, scale, svg, ticks
+from mlxchat.report.charts import AxisScale, Chart, Level, Line, Mark, line_style, scale, svg, ticks
 from mlxchat.report.page import LOOK
 
 
@@ -114,7 +114,7 @@ def test_a_scale_of_one_value_has_room() -> None:
 
 
 def test_no_two_of_many_lines_look_the_same() -> None:
-    looks = [line_look(number) for number in range(36)]
+    looks = [line_style(number) for number in range(36)]
     assert len(set(looks)) == 36
     style = (LOOK / "report.css").read_text("utf-8")
     for number in range(6):

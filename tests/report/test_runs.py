@@ -14,7 +14,7 @@ from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import STAGE_FOLDERS, Home
 from mlxchat.monitor.runs import Runs
 from mlxchat.report import log_end
-from mlxchat.report.log_end import read_log_end, told_of
+from mlxchat.report.log_end import read_events_of, read_log_end
 from mlxchat.report.places import find_run
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with, reading_from
 from mlxchat.telemetry.events import (
@@ -156,7 +156,7 @@ def test_the_end_of_a_log_is_read_in_blocks_of_any_size(
 def test_the_last_start_or_end_of_a_log_decides(place: Home) -> None:
     MadeRun("fox", steps=40, saved=(40,), ended="interrupted").put(place)
     log = place.log("fox")
-    started = next(event for event in told_of(log, Started) if isinstance(event, Started))
+    started = next(event for event in read_events_of(log, Started) if isinstance(event, Started))
     with log.open("a") as file:
         file.write(f"{event_to_json(replace(started, step=40, total_steps=60))}\n")
     end = read_log_end(log, 40)
@@ -169,9 +169,9 @@ def test_the_last_start_or_end_of_a_log_decides(place: Home) -> None:
 def test_events_of_a_kind_are_found_without_parsing_the_others(place: Home) -> None:
     MadeRun("fox", resumed=(20,)).put(place)
     log = place.log("fox")
-    found = told_of(log, Started, Sampled)
+    found = read_events_of(log, Started, Sampled)
     assert [type(event).__name__ for event in found] == ["Started", "Sampled", "Started", "Sampled"]
-    assert told_of(log.with_name("missing"), Started) == []
+    assert read_events_of(log.with_name("missing"), Started) == []
 
 
 def test_the_runs_that_began_with_a_run(place: Home) -> None:

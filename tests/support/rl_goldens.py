@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.engine.rollout import DrawnAnswer
+from mlxchat.engine.rollout import SampledAnswer
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import mx
-from mlxchat.train.policy_gradient import LaidOutRows, advantages, laid_out_rows, row_weights
+from mlxchat.train.policy_gradient import PaddedRows, advantages, padded_rows, row_weights
 from support.cases import GOLDEN, golden
 
 
@@ -23,21 +23,19 @@ class RlExample:
     padding: int
 
     @property
-    def answers(self) -> list[DrawnAnswer]:
+    def answers(self) -> list[SampledAnswer]:
         start = len(self.facts["prompt"])
         pairs = zip(self.facts["sequences"], self.facts["masks"], strict=True)
-        return [
-            DrawnAnswer(ids[start:], [not drawn for drawn in mask[start:]]) for ids, mask in pairs
-        ]
+        return [SampledAnswer(ids[start:], [not b for b in mask[start:]]) for ids, mask in pairs]
 
     @property
     def rewards(self) -> np.ndarray:
         return np.array([self.facts["rewards"]], np.float32)
 
     @property
-    def rows(self) -> LaidOutRows:
+    def rows(self) -> PaddedRows:
         answers = self.answers
-        return laid_out_rows([self.facts["prompt"]] * len(answers), answers, self.padding)
+        return padded_rows([self.facts["prompt"]] * len(answers), answers, self.padding)
 
 
 class RlCase:

@@ -23,10 +23,10 @@ class ThreadWorld(World):
         self.rank, self.size = rank, len(given)
         self._given, self._barrier = given, barrier
 
-    def gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
+    def all_gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
         return np.array(self._exchanged([float(number) for number in numbers]), np.float64)
 
-    def gather_texts(self, text: str) -> list[str]:
+    def all_gather_texts(self, text: str) -> list[str]:
         return self._exchanged(text)
 
     def _exchanged(self, own: Any) -> list[Any]:

@@ -26,9 +26,10 @@ from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.errors import DataError, NotFound
 from mlxchat.evaluate import core_examples
 from mlxchat.evaluate.core import CoreResult, core_scores, measure_core
+from mlxchat.evaluate.core_bundle import Bundle
 from mlxchat.evaluate.core_examples import CoreExamples, read_items
 from mlxchat.evaluate.core_kept import Verdicts
-from mlxchat.evaluate.core_tasks import CORE_TASKS, Bundle
+from mlxchat.evaluate.core_tasks import CORE_TASKS
 from mlxchat.home import Home
 from mlxchat.interop.exporters.card import Usage, card
 from mlxchat.interop.programs import PROGRAMS
@@ -205,7 +206,7 @@ class TwoRanks(World):
     def announce(self, act: Act, number: int = 0) -> None:
         self.announced.append(act)
 
-    def gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
+    def all_gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
         self.turns += 1
         return np.array([numbers, [self.turns == 3]], np.float64)
 

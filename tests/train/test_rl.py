@@ -264,7 +264,7 @@ def test_a_level_of_which_next_to_nothing_is_right_comes_with_a_remedy(
     share: float, hopeless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = FoundLevel(1, {1: share, 2: 0.0})
-    monkeypatch.setattr(rl, "_found_level", lambda *_: found)
+    monkeypatch.setattr(rl, "suitable_level", lambda *_: found)
     config = rl_config(tmp_path, task="spelling", reward=None)
     settled, notes = with_level(config, Home(tmp_path), print, lambda: 0.0)
     assert settled.level == 1
@@ -413,9 +413,9 @@ def test_ranks_draw_what_one_process_would_and_tell_of_all(tmp_path: Path) -> No
         documents = stage.open(None)
         *_, prepared = _with_result(stage.prepare(documents, resources, 0.0))
         with stage.batches(documents, prepared.state) as batches:
-            number = prepared.state.plan.of_each(here.size).accumulation
+            number = prepared.state.plan.per_rank(here.size).accumulation
             made = [next(batches) for _ in range(number)]
-            [event] = batches.news()
+            [event] = batches.take_events()
         tokens = sum(int((batch.targets >= 0).sum()) for batch in made)
         return event, sum(float(abs(batch.weights).sum()) for batch in made), tokens
 

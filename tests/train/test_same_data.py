@@ -25,7 +25,7 @@ from support.runs import (
 
 from mlxchat.checkpoint import files, layout, store
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.data.fingerprint import fingerprint, frame
+from mlxchat.data.fingerprint import fingerprint, quick_fingerprint
 from mlxchat.data.shards import DATASETS, REVISION, STREAMED, Dataset, shard_name
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -82,7 +82,7 @@ def test_missing_fingerprints_are_added_when_a_run_resumes(tmp_path: Path) -> No
     run(tmp_path, config, stop_at=6)
     found = read_trainer(newest(tmp_path)).fingerprints
     assert found[FIRST] == fingerprint(data / FIRST)
-    assert found[SECOND] == frame(data / SECOND)  # validation, which is not looked at
+    assert found[SECOND] == quick_fingerprint(data / SECOND)  # validation, which is not looked at
 
 
 def test_a_run_resumes_with_data_that_moved(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from mlxchat.train.ranks import LastNote, RankBatches
 from mlxchat.train.resume import TrainState
 from mlxchat.train.sharing import _require_all_ready
 from mlxchat.train.step import StepParts
-from mlxchat.train.world import World, watched
+from mlxchat.train.world import World, watchdog
 
 MEANS = Resources(memory=8 * 2**30, value_bytes=4, scores_held="none", chunk_rows=256)
 BATCH = Batch(np.zeros((1, 2), np.int32), np.zeros((1, 2), np.int32), LoaderState())
@@ -49,7 +49,8 @@ def test_a_rank_that_waits_for_its_data_says_so_and_the_others_wait() -> None:
         if here.rank:
             note(Noted(0.0, "Waiting for shard_00007."))
             said.clear()
-        return sum(len(batches.of_step(1, lambda: draw_in(0.25 * here.rank))) for _ in range(2))
+        drawn = [batches.step_batches(1, lambda: draw_in(0.25 * here.rank)) for _ in range(2)]
+        return sum(map(len, drawn))
 
     assert in_threads(3, work) == [2, 2, 2]
     # Each of the three tells itself; in a run, only rank 0 has a screen.
@@ -62,7 +63,7 @@ def test_an_interrupt_on_any_rank_ends_a_wait_on_all() -> None:
         batches = RankBatches(here, lambda: here.rank == 1, dict)
         batches.draw(lambda: [BATCH])  # an evaluation goes on
         with pytest.raises(Stopped):
-            batches.of_step(1, lambda: [BATCH])
+            batches.step_batches(1, lambda: [BATCH])
         return True
 
     assert in_threads(2, work) == [True, True]
@@ -78,7 +79,7 @@ def test_the_weights_are_compared_every_so_many_steps(monkeypatch: pytest.Monkey
 
     batches = RankBatches(Comparing(), lambda: False, dict)
     for number in range(1, 8):
-        batches.of_step(number, lambda: [BATCH])
+        batches.step_batches(number, lambda: [BATCH])
     assert compared == [2, 5]
 
 
@@ -87,9 +88,9 @@ def test_a_rank_is_given_up_after_the_limit_and_not_before(
 ) -> None:
     monkeypatch.setattr(world, "TICK", 0.01)
     late: list[DeviceError] = []
-    with watched(10.0, late.append):
+    with watchdog(10.0, late.append):
         time.sleep(0.03)
-    with watched(0.03, late.append):
+    with watchdog(0.03, late.append):
         while not late:
             time.sleep(0.01)
     time.sleep(0.03)
@@ -104,11 +105,11 @@ def resources_of(free: list[int], backend: str, monkeypatch: pytest.MonkeyPatch)
     )
 
     class Given(World):
-        def gather(self, numbers):  # type: ignore[no-untyped-def]
+        def all_gather(self, numbers):  # type: ignore[no-untyped-def]
             rest = [[memory, 4, 2, 1] for memory in free[1:]]
             return np.array([numbers, *rest], np.float64)
 
-        def gather_texts(self, text: str) -> list[str]:
+        def all_gather_texts(self, text: str) -> list[str]:
             shared = backend != "cuda"
             near = [text if shared else f"{text}{n}" for n in range(len(free) - 1)]
             return [*near, "elsewhere"]
@@ -195,7 +196,7 @@ def test_an_evaluation_is_the_same_on_any_number_of_ranks(
             super().__init__()
             self.rank, self.size = rank, size
 
-        def gather(self, numbers):  # type: ignore[no-untyped-def]
+        def all_gather(self, numbers):  # type: ignore[no-untyped-def]
             sums.append(numbers)
             return np.array(sums, np.float64)
 

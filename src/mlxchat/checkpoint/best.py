@@ -25,7 +25,7 @@ class EvaluatedStep(NamedTuple):
     bits_per_byte: float
 
 
-class JudgedStep(NamedTuple):
+class ScoredStep(NamedTuple):
     """A checkpoint and the share of held-out questions that it answers right."""
 
     step: int
@@ -52,10 +52,10 @@ def evaluated_steps(newest: Path, steps: Sequence[int]) -> list[EvaluatedStep]:
     return [EvaluatedStep(step, bits[step]) for step in steps if step in bits]
 
 
-def judged_steps(newest: Path, steps: Sequence[int]) -> list[JudgedStep]:
+def scored_steps(newest: Path, steps: Sequence[int]) -> list[ScoredStep]:
     """Return those of some checkpoints that answered held-out questions, as `evaluated_steps`."""
     scores = dict(_meter(newest).scores)
-    return [JudgedStep(step, scores[step]) for step in steps if step in scores]
+    return [ScoredStep(step, scores[step]) for step in steps if step in scores]
 
 
 def _meter(newest: Path) -> _Meter:
@@ -81,10 +81,10 @@ def best_step(newest: Path, steps: Sequence[int]) -> EvaluatedStep | None:
 def step_to_keep(newest: Path, steps: Sequence[int]) -> int | None:
     """Return the best of some checkpoints, the newest of equal ones; None if none is known.
 
-    Reinforcement learning is judged by the questions answered right, other stages by bits per byte.
+    Reinforcement learning is scored by the questions answered right, other stages by bits per byte.
     """
-    judged = judged_steps(newest, steps)
-    if judged:
-        return max(judged, key=lambda one: (one.pass_1, one.step)).step
+    scored = scored_steps(newest, steps)
+    if scored:
+        return max(scored, key=lambda one: (one.pass_1, one.step)).step
     best = best_step(newest, steps)
     return best.step if best else None

@@ -1,7 +1,5 @@
 """Finds checkpoints: all of them, those of a run, or the one that a name stands for.
 
-`new_run` finds a place for the run of a model that was not trained here.
-
 Nothing here reads arrays or imports MLX.
 """
 
@@ -29,10 +27,8 @@ from mlxchat.checkpoint.files import (
     unreadable,
 )
 from mlxchat.checkpoint.stamp import saved_at
-from mlxchat.config.run import NAME_IN_WORDS, require_name
-from mlxchat.errors import ConfigError, MlxchatError, NotFound
+from mlxchat.errors import MlxchatError, NotFound
 from mlxchat.home import Home, expanded
-from mlxchat.names import namesake
 
 CLEARLY_WORSE = 1.005  # times the bits per byte of the best step
 SET_ASIDE = re.compile(r"\.(good|old)[0-9]+$")  # ends the name of a run that was set aside
@@ -162,73 +158,6 @@ def better_than_newest(run: Path) -> tuple[EvaluatedStep, EvaluatedStep] | None:
     if best and last and last[0].bits_per_byte > CLEARLY_WORSE * best.bits_per_byte:
         return best, last[0]
     return None
-
-
-def require_own_spelling(home: Home, name: str, setting: str) -> None:
-    """Check that the name of a run does not differ from that of another in case only.
-
-    Args:
-        home: where runs are.
-        name: the name of a run, new or existing.
-        setting: the setting that names the run, for the error message.
-
-    Raises:
-        ConfigError: it does.
-        MlxchatError: a folder of runs cannot be read.
-    """
-    refuse_other_spelling(
-        home.stages,
-        name,
-        lambda other: f"Use `{setting}={other}` for the existing run, or another `{setting}`.",
-    )
-
-
-def refuse_other_spelling(folders: Iterable[Path], name: str, remedy: Callable[[str], str]) -> None:
-    """Refuse the name of a run if one in these folders differs from it in case only.
-
-    Args:
-        folders: folders of runs, or of their logs.
-        name: the name.
-        remedy: returns what to do, given the other's name.
-
-    Raises:
-        ConfigError: there is such a run.
-        MlxchatError: a folder cannot be read.
-    """
-    for folder in folders:
-        try:
-            other = namesake(folder / name)
-        except OSError as error:
-            raise unreadable(folder, error) from error
-        if other is not None:
-            raise ConfigError(
-                f"{name} differs from {other.name}, a run in {folder}, in case only, which a Mac's "
-                "disk does not distinguish.",
-                remedy(other.name),
-            )
-
-
-def new_run(home: Home, name: str, conversational: bool, setting: str) -> Path:
-    """Return the folder of a new run, among those of the stage that its model has reached.
-
-    Args:
-        home: where runs are.
-        name: the name of the run.
-        conversational: whether its model was trained on conversations.
-        setting: the setting that names the run, for the error message.
-
-    Raises:
-        ConfigError: the name cannot be a folder's, or is another run's.
-        MlxchatError: a folder of runs cannot be read.
-    """
-    require_name(name, f"Name it with `{setting}`: use {NAME_IN_WORDS}.")
-    require_own_spelling(home, name, setting)
-    if any(store.steps(stage / name) for stage in home.stages):
-        raise ConfigError(
-            f"There is already a run called {name}: {home.run(name)}.",
-            f"Choose another name with `{setting}`.",
-        )
-    return (home.finetuned if conversational else home.runs) / name
 
 
 def steps_to_verify(

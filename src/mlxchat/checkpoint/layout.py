@@ -320,19 +320,18 @@ def _read_beginning(folder: Path, weight_files: list[Path]) -> tuple[GPTConfig, 
     return config, tokenizer
 
 
-def load_for_inference(folder: Path, dtype: str = "auto", base: Path | None = None) -> SavedModel:
+def load_for_inference(folder: Path, dtype: str = "auto") -> SavedModel:
     """Read a model for inference, with a bounded buffer cache.
 
     Args:
         folder: the model's directory.
         dtype: the precision to compute in, a key of `mlxchat.runtime.DTYPES` or auto.
-        base: as for `read_model`.
 
     Raises:
         MlxchatError: as `read_model`.
     """
     bound_buffer_cache()
-    saved = read_model(folder, compute_dtype(dtype), base)
+    saved = read_model(folder, compute_dtype(dtype))
     saved.model.prepare_for_inference()
     return saved
 

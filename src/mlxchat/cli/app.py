@@ -33,7 +33,7 @@ from mlxchat.cli.monitor import monitor_command
 from mlxchat.cli.options import Command, options_from_models
 from mlxchat.cli.quantize import quantize_command
 from mlxchat.cli.quickstart import quickstart_command
-from mlxchat.cli.ranks import tell_launcher
+from mlxchat.cli.ranks import report_exit_code
 from mlxchat.cli.report import report_command
 from mlxchat.cli.rl import rl_command
 from mlxchat.cli.runs import (
@@ -153,7 +153,7 @@ def main() -> None:
     with standard_output() as (out, err):
         code = exit_code(lambda: program(prog_name="mlxchat", standalone_mode=False), program)
         lost = lost_output(out, err)
-    tell_launcher(code or lost)
+    report_exit_code(code or lost)
     sys.exit(code or lost)
 
 

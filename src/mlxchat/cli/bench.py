@@ -7,10 +7,10 @@ import typer
 
 from mlxchat.cli.options import Json
 from mlxchat.config.inference import BenchConfig
-from mlxchat.counts import round_size
+from mlxchat.counts import flops_per_second, round_size
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.ui.console import Screen, say_json, say_whole
-from mlxchat.ui.tables import Row, Section, flops_per_second, markdown, show
+from mlxchat.ui.tables import Row, Section, markdown, show
 from mlxchat.ui.text import amount
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mlxchat.checkpoint import catalog
+from mlxchat.checkpoint.run_names import new_run
 from mlxchat.cli.completion import run_names
 from mlxchat.cli.options import (
     PATH,
@@ -123,7 +124,7 @@ def import_command(
         return
     foreign = importers.open_model(path, step, tokenizer, softcap, conversational)
     home, name = Home.from_environment(), model_tag or foreign.name
-    run = catalog.new_run(home, name, foreign.conversational, "model_tag")
+    run = new_run(home, name, foreign.conversational, "model_tag")
     with Screen(stream=sys.stderr) as screen:
         for note in foreign.notes:
             screen.show(Noted(time.time(), note))
@@ -146,7 +147,7 @@ def _import_adapter(
     home = Home.from_environment()
     base = catalog.find_model(home.stages, onto, None)
     foreign = open_adapter(path, base, conversational, force)
-    run = catalog.new_run(home, model_tag or foreign.name, foreign.conversational, "model_tag")
+    run = new_run(home, model_tag or foreign.name, foreign.conversational, "model_tag")
     with Screen(stream=sys.stderr) as screen:
         for note in foreign.notes:
             screen.show(Noted(time.time(), note))
@@ -260,14 +261,8 @@ def export_command(
     with Screen(stream=sys.stderr) as screen:
         screen.show(Noted(time.time(), f"The model: {model_in_words(source, checkpoint)}."))
         saved = layout.read_model(source, precision)
-        if saved.base is not None and not PROGRAMS[to].takes_adapters:
-            screen.show(Noted(time.time(), "The adapter is merged into the weights."))
-        if quantized and PROGRAMS[to].quantized == "dense":
-            text = (
-                "It is quantized: its weights are exported as ordinary numbers, not "
-                "in the quantized format."
-            )
-            screen.show(Noted(time.time(), text))
+        for note in _changes(to, saved, quantized):
+            screen.show(Noted(time.time(), note))
         if quantization:
             about = about.unmeasured()
             saved = saved if saved.base is None else copies.fused(saved)
@@ -287,6 +282,17 @@ def export_command(
             temperatures=nearest,
         )
     _show_exported(to, source, written, json)
+
+
+def _changes(program: Program, saved: "SavedModel", quantized: bool) -> Iterator[str]:
+    """Yield notes on how the exported model differs from the saved one."""
+    if saved.base is not None and not PROGRAMS[program].takes_adapters:
+        yield "The adapter is merged into the weights."
+    if quantized and PROGRAMS[program].quantized == "dense":
+        yield (
+            "It is quantized: its weights are exported as ordinary numbers, not in the quantized "
+            "format."
+        )
 
 
 def _show_exported(to: Program, source: Path, written: "Exported", json: bool) -> None:

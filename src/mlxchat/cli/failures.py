@@ -48,7 +48,7 @@ def exit_code(command: Callable[[], int | None], program: object = None) -> int:
     except USAGE_ERRORS as error:
         return _report_usage(error, _given(program))
     except (MlxchatError, OSError, RuntimeError, MemoryError) as error:
-        known = _understood(error)
+        known = _known_error(error)
         if known is None:
             raise  # to `report_unforeseen`
         if _debugging():
@@ -105,7 +105,7 @@ def _report_usage(error: Exception, given: str) -> int:
     if message := error.format_message():  # type: ignore[attr-defined]
         given = context.command_path if context else given
         message = message.replace(": Value error, ", ": ", 1)  # pydantic's words, by way of typer
-        console.error(message, f"{_meant(error, given, context)}See: {given} --help")
+        console.error(message, f"{_suggestion(error, given, context)}See: {given} --help")
     return 2
 
 
@@ -120,7 +120,7 @@ def _given(program: object) -> str:
     return named
 
 
-def _meant(error: Exception, given: str, context: typer.Context | None) -> str:
+def _suggestion(error: Exception, given: str, context: typer.Context | None) -> str:
     """Return what the user may have meant, as the beginning of a remedy; "" if that is unclear."""
     if getattr(error, "option_name", None) in OF_TEXT and given in TRAINS_ON_TEXT:
         return f"Make a dataset of your own text first: {mlxchat('data fetch', from_='PATH')}. "
@@ -136,7 +136,7 @@ def _meant(error: Exception, given: str, context: typer.Context | None) -> str:
     return f"Did you mean: {given} {flag} {shlex.quote(word)}? "
 
 
-def _understood(error: Exception) -> MlxchatError | None:
+def _known_error(error: Exception) -> MlxchatError | None:
     """Return an error as one that says what to do; None if it is unforeseen."""
     if isinstance(error, MlxchatError):
         return error

@@ -22,12 +22,13 @@ def saved_folder(config: PretrainConfig, home: Home) -> Path | None:
         NotFound: they do nothing but name a run, and nothing of it is saved.
         MlxchatError: it cannot be read.
     """
-    from mlxchat.checkpoint import catalog, store
+    from mlxchat.checkpoint import store
+    from mlxchat.checkpoint.run_names import require_own_spelling
     from mlxchat.report.places import all_runs, no_such_run
 
     if config.model_tag is None:
         return None
-    catalog.require_own_spelling(home, config.model_tag, "model_tag")
+    require_own_spelling(home, config.model_tag, "model_tag")
     newest = store.latest(home.run(config.model_tag))
     if newest is None and _given(config).keys() <= {"model_tag"}:
         runs = [run.name for run in all_runs(home) if run.folder]

@@ -39,18 +39,18 @@ def monitor_command(
 
     monitor, console = Monitor(Home.from_environment()), console_for(sys.stdout)
     if json:
-        say_json(as_json(monitor.look()))
+        say_json(as_json(monitor.snapshot()))
         return
     if once or not console.is_terminal or console.is_dumb_terminal:
         width = console.width if console.is_terminal else FILE_WIDTH
-        console.print(picture(monitor.look(), width=width))
+        console.print(picture(monitor.snapshot(), width=width))
         return
     interval = interval or 2.0
     footer = f" every {interval:g}s · q quits"
     with keyboard() as pressed:
         watch(
             console,
-            monitor.look,
+            monitor.snapshot,
             lambda seen, width, height: picture(seen, width=width, height=height, footer=footer),
             interval,
             pressed,

@@ -114,7 +114,7 @@ def quickstart_command(
     with staying_awake(stay_awake, json):
         written = _train(run_pretraining, base, home, fresh, json)
         if not json:
-            say_paragraphs(*_learnt(written), _answering(written))
+            say_paragraphs(*_what_was_learned(written), _answering(written))
         _train(run_fine_tuning, TUNED_CONFIG, home, fresh, json)
     saved, name = load_chosen(TUNED_CONFIG.tag, None, None)
     asked, answered = held_out_questions(questions), dict[str, Any]()
@@ -172,7 +172,7 @@ def _without_plan(events: Iterator[Event]) -> Iterator[Event]:
     yield from noted  # such as that the run is finished
 
 
-def _learnt(meter: Meter) -> Iterator[str]:
+def _what_was_learned(meter: Meter) -> Iterator[str]:
     """Say what training has changed, and what its figures mean."""
     if not meter.evaluations:
         return

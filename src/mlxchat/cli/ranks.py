@@ -158,7 +158,7 @@ def _check_hosts(hosts: Path) -> None:
         raise ConfigError(f"The hostfile {hosts} names {count}; at least two are needed.", remedy)
 
 
-def tell_launcher(code: int | None = None) -> None:
+def report_exit_code(code: int | None = None) -> None:
     """Write the exit code where `launch_on` looks for it, if this is its rank 0.
 
     Before it ends, its process number is there: mlx.launch passes no signal on.
@@ -327,10 +327,10 @@ def joined(config: RunConfig, patience: float, sums: SumDtype = "float32") -> "W
     def give_up(error: MlxchatError) -> None:
         close_screens()
         say_error(error.problem, error.remedy)
-        tell_launcher(code_of(error))
+        report_exit_code(code_of(error))
         exit_now(code_of(error))
 
-    tell_launcher()
+    report_exit_code()
     given = config.model_dump(mode="json", include=config.model_fields_set)
     settings = {f"`{name}`": json.dumps(value) for name, value in given.items()}
     settings["`rank_sums`"] = sums

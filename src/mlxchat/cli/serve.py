@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlxchat.checkpoint.layout import SavedModel
     from mlxchat.serve.server import ServedModel, Server
 
-LOOK_SECONDS = 1.0  # between looks whether the server still runs
+POLL_SECONDS = 1.0  # between looks whether the server still runs
 _HOW_TO_CALL_IT = "Write `adapter=RUN`, or `adapter=NAME=RUN` to choose what clients call it."
 
 
@@ -68,7 +68,7 @@ def serve_command(
     """
     require_one_place(model_tag, step, checkpoint)
     from mlxchat.checkpoint.history import tag_and_step
-    from mlxchat.serve.server import ServedModel, bind, start, thread_died
+    from mlxchat.serve.server import bind, start, thread_died
 
     asked = threading.Event()
     with closing(
@@ -84,18 +84,7 @@ def serve_command(
             name = tag_and_step(folder)[0]
             _require_belong(folders, folder, name)
             saved, adapted = _loaded(folder, folders, dtype)
-        models = [
-            ServedModel(
-                name=called,
-                tokenizer=each.tokenizer,
-                context=each.model.config.sequence_len,
-                conversational=each.conversational,
-                sampling=sampling,
-                system=config.system,
-                adapter=called if called in adapted else None,
-            )
-            for called, each in {name: saved, **adapted}.items()
-        ]
+        models = _served_models(name, saved, adapted, sampling, config.system)
         log = partial(say, stream=sys.stderr)
         networks = {called: each.model for called, each in adapted.items()}
         with (
@@ -103,13 +92,37 @@ def serve_command(
             start(saved.model, models, config, bound, log, networks) as server,
         ):
             _announce(server, models, model_in_words(folder, checkpoint), config)
-            while server.running and not asked.wait(LOOK_SECONDS):
+            while server.running and not asked.wait(POLL_SECONDS):
                 pass
             if asked.is_set():
                 say(_ending(server.stats.running), sys.stderr)
     if interrupts.requested():
         raise typer.Exit(interrupts.exit_code)
     raise thread_died()
+
+
+def _served_models(
+    name: str,
+    saved: "SavedModel",
+    adapted: "dict[str, SavedModel]",
+    sampling: Sampling,
+    system: str | None,
+) -> "list[ServedModel]":
+    """Return what the server knows of a model and of the adapters on it, by their names."""
+    from mlxchat.serve.prompts import ServedModel
+
+    return [
+        ServedModel(
+            name=called,
+            tokenizer=each.tokenizer,
+            context=each.model.config.sequence_len,
+            conversational=each.conversational,
+            sampling=sampling,
+            system=system,
+            adapter=called if called in adapted else None,
+        )
+        for called, each in {name: saved, **adapted}.items()
+    ]
 
 
 def _loaded(
@@ -154,7 +167,7 @@ def _adapters(home: Home, given: Sequence[str]) -> dict[str, Path]:
                 f"Serve it on its own: {command('serve', model_tag=tag)}",
             )
         if (name := called or tag) in folders:
-            raise _called_alike(name)
+            raise _same_name_error(name)
         folders[name] = folder
     return folders
 
@@ -172,7 +185,7 @@ def _require_belong(folders: dict[str, Path], base: Path, name: str) -> None:
     from mlxchat.checkpoint.history import record_of_base
 
     if name in folders:
-        raise _called_alike(name)
+        raise _same_name_error(name)
     weights = record_of_base(base).weights if folders else {}
     for folder in folders.values():
         record = read_base_record(folder)
@@ -184,7 +197,7 @@ def _require_belong(folders: dict[str, Path], base: Path, name: str) -> None:
             )
 
 
-def _called_alike(name: str) -> ConfigError:
+def _same_name_error(name: str) -> ConfigError:
     return ConfigError(f"Two of these models are called {name}.", _HOW_TO_CALL_IT)
 
 

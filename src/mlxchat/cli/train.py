@@ -317,7 +317,7 @@ def _checked(
         MlxchatError: the settings cannot work or differ from those of the saved run, data are
             missing, or the tokenizer has another size.
     """
-    from mlxchat.checkpoint.catalog import require_own_spelling
+    from mlxchat.checkpoint.run_names import require_own_spelling
     from mlxchat.train.base import with_shape_of_base
     from mlxchat.train.core import check_core
     from mlxchat.train.inputs import check_documents

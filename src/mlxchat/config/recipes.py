@@ -151,7 +151,7 @@ TOKENS_PER_PARAMETER = 12.0  # from which on a larger model learns more
 FEW_STEPS, FEW_TOKENS = 1000, 8e6  # the steps for so many tokens and fewer
 LEAST_BATCH = 4096  # tokens in a step; down to half as many where there would be fewer steps than
 FEWEST_STEPS = 400
-# Text that is read again and again is learnt by heart, however large it is (docs/recipes.md).
+# Text that is read again and again is learned by heart, however large it is (docs/recipes.md).
 MOST_EPOCHS = 8  # beyond which other text is predicted worse, even with dropout
 PARAMETERS_PER_TOKEN = 3  # of the text, at most
 FRESH_EPOCHS = 3  # read so often, text teaches as much as new text

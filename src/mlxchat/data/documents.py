@@ -58,7 +58,7 @@ class Documents(Protocol):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """The frames or fingerprints of its files, as far as they are known, by name."""
+        """The fingerprints of its files, quick or full, as far as they are known, by name."""
 
     @property
     def conversational(self) -> bool:
@@ -97,7 +97,7 @@ class ShardDocuments:
     Args:
         source: the source of the shards.
         text_shards: the number of shards to train a tokenizer on; None for all.
-        known: frames or fingerprints of shards; reading a different shard is an error
+        known: fingerprints of shards, quick or full; reading a different shard is an error
             (`KnownShards`).
         seed: the run's seed, which determines the order of each epoch after the first.
     """

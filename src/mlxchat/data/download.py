@@ -61,14 +61,16 @@ def download(
         DiskError: it cannot be written.
         Cancelled: the hub's ``stop`` was set.
     """
-    while not _came(hub, remote, destination, report):
+    while not _download_once(hub, remote, destination, report):
         hub.check_stop()
 
 
-def _came(hub: Hub, remote: RemoteFile, destination: Path, report: Callable[[int], None]) -> bool:
+def _download_once(
+    hub: Hub, remote: RemoteFile, destination: Path, report: Callable[[int], None]
+) -> bool:
     """Download a file; returns False if somebody has deleted it while it grew."""
     grown = partial(destination)
-    with _alone(hub, grown) as (stream, contended):
+    with _open_locked(hub, grown) as (stream, contended):
         with storing(destination):
             if _is_there(remote, destination, contended):
                 grown.unlink()
@@ -162,7 +164,7 @@ class _Transfer:
 
 
 @contextmanager
-def _alone(hub: Hub, grown: Path) -> Iterator[tuple[BinaryIO, bool]]:
+def _open_locked(hub: Hub, grown: Path) -> Iterator[tuple[BinaryIO, bool]]:
     """Open ``grown`` for appending under a lock; yields it, and whether another process had it."""
     contended = False
 

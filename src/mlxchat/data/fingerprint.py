@@ -1,12 +1,12 @@
 """Fingerprints of shards, and a source that refuses shards that have been replaced.
 
-A shard's *frame* is its size in bytes and the sha256 of its parquet footer, which has the offset,
-the length and the compressed length of every column chunk. It takes a millisecond at any size, and
-misses changes that keep all of these: replacing a word by another of the same length, always in
-uncompressed text and up to every other time in zstd.
+A shard's *quick fingerprint* is its size in bytes and the sha256 of its parquet footer, which has
+the offset, the length and the compressed length of every column chunk. It takes a millisecond at
+any size, and misses changes that keep all of these: replacing a word by another of the same length,
+always in uncompressed text and up to every other time in zstd.
 
-A shard's *fingerprint* is its frame and the sha256 of the whole file. It misses nothing, and takes
-as long as reading the file (0.06 s for 100 MB in memory on an AMD EPYC).
+A shard's *full fingerprint* is the quick one followed by the sha256 of the whole file. It misses
+nothing, and takes as long as reading the file (0.06 s for 100 MB in memory on an AMD EPYC).
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _END = 4 + len(MAGIC)  # bytes: the footer's length, and the magic number after 
 _PIECE = 2**20  # bytes read at a time
 
 
-def frame(path: Path) -> str:
+def quick_fingerprint(path: Path) -> str:
     """Return a file's size and the sha256 of its footer, or of its last bytes without a footer.
 
     Raises:
@@ -37,8 +37,8 @@ def frame(path: Path) -> str:
         return f"{size} {hashlib.sha256(file.read()).hexdigest()}"
 
 
-def frames(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the frames of those files that are in a folder, by name.
+def quick_fingerprints(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the quick fingerprints of those files that are in a folder, by name.
 
     Raises:
         DataError: a file cannot be read.
@@ -47,12 +47,12 @@ def frames(folder: Path, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         if (folder / name).is_file():
             with _reading(folder / name):
-                found[name] = frame(folder / name)
+                found[name] = quick_fingerprint(folder / name)
     return found
 
 
 def fingerprint(path: Path) -> str:
-    """Return a file's frame and the sha256 of the whole file.
+    """Return a file's full fingerprint: the quick one and the sha256 of the whole file.
 
     Raises:
         OSError: the file cannot be read.
@@ -61,11 +61,11 @@ def fingerprint(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
-    return f"{frame(path)} {digest.hexdigest()}"
+    return f"{quick_fingerprint(path)} {digest.hexdigest()}"
 
 
 def agree(one: str, other: str) -> bool:
-    """Return whether two frames or fingerprints agree, so may be of the same file.
+    """Return whether two fingerprints, quick or full, agree: they may be of the same file.
 
     Only the length of the shorter one is compared.
     """
@@ -85,11 +85,11 @@ class KnownShards:
     """A `ShardSource` that refuses files that differ from those the run knows.
 
     A file becomes known when it is first acquired; from then on every change is detected. Before,
-    if only its frame is known, a change that the frame misses goes unnoticed.
+    if only its quick fingerprint is known, a change that this misses goes unnoticed.
 
     Args:
         source: the source of the files.
-        known: frames or fingerprints of some of the files, by name.
+        known: fingerprints of some of the files, quick or full, by name.
     """
 
     def __init__(self, source: ShardSource, known: Mapping[str, str]) -> None:
@@ -99,7 +99,7 @@ class KnownShards:
 
     @property
     def known(self) -> dict[str, str]:
-        """Fingerprints of the acquired files, and the known frames or fingerprints of others."""
+        """The full fingerprints of the acquired files, and what is known of others."""
         return dict(self._known)
 
     def acquire(self, name: str) -> Path:

@@ -290,16 +290,16 @@ class _Meter:
 
     def __init__(self, name: str, total: int, report: Report, clock: TimeOfDay) -> None:
         self._name, self._total, self._report, self._clock = name, total, report, clock
-        self._done = self._told = 0
+        self._done = self._reported = 0
 
     def advance(self, count: int) -> None:
         self._done += count
-        if self._done - self._told >= REPORT_BYTES:
-            self._tell(min(self._done, self._total))
+        if self._done - self._reported >= REPORT_BYTES:
+            self._report_progress(min(self._done, self._total))
 
     def finish(self) -> None:
-        self._tell(self._total)
+        self._report_progress(self._total)
 
-    def _tell(self, done: int) -> None:
-        self._told = done
+    def _report_progress(self, done: int) -> None:
+        self._reported = done
         self._report(Progressed(self._clock(), self._name, done, self._total, "bytes"))

@@ -12,6 +12,7 @@ from mlxchat.data.rows import rows
 from mlxchat.data.shards import shard_fault
 from mlxchat.data.text_files import Reading, failures_named, open_text
 from mlxchat.errors import DataError, command
+from mlxchat.json_text import is_unicode
 
 OWN_KINDS = (*TEXT, ".jsonl", ".csv", ".parquet")  # .json beside text is hardly ever text
 LONGEST_DOCUMENT = 8_000  # characters
@@ -58,19 +59,10 @@ def _rows(reading: Reading, leave_out: Callable[[str, str], None]) -> Iterator[s
             reading.bad(place, "is not UTF-8")
         elif not isinstance(text, str):
             reading.bad(place, 'has no string "text"')
-        elif _is_whole(text):
+        elif is_unicode(text):
             yield text
         else:
             reading.bad(place, "holds half a surrogate pair")
-
-
-def _is_whole(text: str) -> bool:
-    """Return whether a text has no half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _texts(reading: Reading) -> Iterator[str]:

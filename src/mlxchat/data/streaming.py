@@ -124,7 +124,7 @@ class StreamingShards:
             self._wanted.append(name)
             self._changed.notify_all()
             try:
-                self._changed.wait_for(lambda: self._find(name) or self._hopeless(name))
+                self._changed.wait_for(lambda: self._find(name) or self._has_failed(name))
                 path = self._find(name)
                 if path is None:
                     raise self._failure(name)
@@ -157,7 +157,7 @@ class StreamingShards:
         """Return the path of a shard, or None if it is not on disk."""
         return next((p for p in (self._folder / name, self._cache / name) if p.is_file()), None)
 
-    def _hopeless(self, name: str) -> bool:
+    def _has_failed(self, name: str) -> bool:
         failure = self._failures.get(name)
         return self._stop.is_set() or (failure is not None and failure.final)
 

@@ -1,6 +1,6 @@
 """Checks of what MLX computes: products, rotation, attention, decoding."""
 
-from mlxchat.counts import round_size
+from mlxchat.counts import flops_per_second, round_size
 from mlxchat.doctor.check import (
     COMPUTING,
     DECODING,
@@ -34,7 +34,7 @@ DO_NOT_TRUST = (
 def _products(host: Host) -> Verdict:
     device, speeds = host.device(), host.measure(PRODUCTS)
     assert device is not None
-    value = ", ".join(f"{name} {_speed(speed)}" for name, speed in dict(speeds).items())
+    value = ", ".join(f"{name} {flops_per_second(speed)}" for name, speed in dict(speeds).items())
     used = dict(speeds)[device.compute_dtype]
     if device.backend == "cpu":
         if used < SLOW_CPU:
@@ -58,10 +58,6 @@ def _products(host: Host) -> Verdict:
             value, "Chats are faster with `dtype=float16`, which cannot be used for training."
         )
     return good(value, f"mlxchat computes in {device.compute_dtype} here.")
-
-
-def _speed(speed: float) -> str:
-    return f"{speed / 1e12:,.1f} TFLOP/s" if speed >= 1e12 else f"{speed / 1e9:,.0f} GFLOP/s"
 
 
 def _rounding(host: Host) -> Verdict:

@@ -23,8 +23,8 @@ from mlxchat.engine.rows import Layout, Past, SequenceRows
 from mlxchat.engine.sampling import (
     Needs,
     RowSettings,
-    largest,
-    penalise,
+    apply_repetition_penalty,
+    largest_logits,
     row_settings,
     sample_rows,
 )
@@ -36,8 +36,8 @@ _UNUSED = Sampling(temperature=0)  # of the rows that fill up a power of two
 
 
 @dataclass(frozen=True)
-class TokenChoice:
-    """The settings that choose one sequence's tokens, and that say what is reported about them.
+class TokenSettings:
+    """The settings by which a sequence's tokens are chosen and reported.
 
     The penalties and the bias apply to the logits before the temperature: first the repetition
     penalty of ``sampling``, over the tokens of prompt and continuation, then the others.
@@ -67,8 +67,8 @@ class TokenChoice:
         return bool(penalties) or self.sampling.repetition_penalty != 1
 
 
-class ChosenToken(NamedTuple):
-    """A token of a sequence; the log probabilities are None and () unless they were asked for."""
+class GeneratedToken(NamedTuple):
+    """A generated token; the log probabilities are None and () unless they were asked for."""
 
     id: int
     forced: bool
@@ -76,17 +76,17 @@ class ChosenToken(NamedTuple):
     top: tuple[tuple[int, float], ...]  # likeliest first
 
 
-class Member:
-    """A sequence in a batch.
+class ActiveSequence:
+    """A sequence that a batch is generating.
 
     Attributes:
         ids: the tokens of the prompt and those that were returned.
-        choice: how they are chosen.
+        settings: how they are chosen.
     """
 
-    def __init__(self, ids: Sequence[int], choice: TokenChoice) -> None:
+    def __init__(self, ids: Sequence[int], settings: TokenSettings) -> None:
         self.ids = list(ids)
-        self.choice = choice
+        self.settings = settings
 
 
 class _State(NamedTuple):
@@ -122,7 +122,7 @@ class _Rules(NamedTuple):
 class _Step(NamedTuple):
     """A step whose tokens may still be being computed."""
 
-    members: list[Member]
+    members: list[ActiveSequence]
     tokens: mx.array  # (B,)
     scores: mx.array | None  # log probabilities, (B, V)
     top: tuple[mx.array, mx.array] | None  # the largest of them and their tokens, (B, n) each
@@ -137,14 +137,14 @@ class ContinuousBatch:
 
     def __init__(self, model: GPT) -> None:
         self.layout = Layout(model.config)
-        self.members: list[Member] = []  # by row
+        self.members: list[ActiveSequence] = []  # by row
         self._model = model
         self._compiled = model.decode_step is not None
         self._choose = mx.compile(_choose) if self._compiled else _choose
         self._rows = SequenceRows(self.layout)
         self._state: _State | None = None
         self._rules: _Rules | None = None
-        self._forced: dict[Member, int] = {}
+        self._forced: dict[ActiveSequence, int] = {}
         self._under_way: _Step | None = None
 
     def join(
@@ -152,30 +152,30 @@ class ContinuousBatch:
         ids: Sequence[int],
         past: Past,
         logits: mx.array,
-        choice: TokenChoice,
+        settings: TokenSettings,
         unpenalised: Set[int] = frozenset(),
-    ) -> tuple[Member, ChosenToken]:
+    ) -> tuple[ActiveSequence, GeneratedToken]:
         """Let a sequence join; returns it with its first token.
 
         Args:
             ids: the prompt.
             past: what a cache holds that has read it, see `Layout.past`.
             logits: after the prompt, (1, V).
-            choice: how its tokens are chosen.
+            settings: how its tokens are chosen.
             unpenalised: tokens of the prompt that the repetition penalty does not count.
         """
-        member = Member(ids, choice)
-        state = self._beginning(ids, choice, unpenalised)
-        step, state = self._chosen(logits, None, state, self._rules_of([choice], 1), [member])
+        member = ActiveSequence(ids, settings)
+        state = self._initial_state(ids, settings, unpenalised)
+        step, state = self._sample(logits, None, state, self._make_rules([settings], 1), [member])
         state = state._replace(tokens=step.tokens)
         mx.eval(state, step.scores, step.top)
         [(_, first)] = self._read(step, {}, {member})
         self._rows.join(past)
         self.members.append(member)
-        self._arrange([*range(len(self.members) - 1)], state)
+        self._reorder([*range(len(self.members) - 1)], state)
         return member, first
 
-    def step(self) -> list[tuple[Member, ChosenToken]]:
+    def step(self) -> list[tuple[ActiveSequence, GeneratedToken]]:
         """Return the next token of each member.
 
         Where computations are launched ahead, a member that has joined since gets none this time.
@@ -185,16 +185,16 @@ class ContinuousBatch:
         forced = {member: token for member, token in self._forced.items() if member in step_has}
         self._forced = {m: token for m, token in self._forced.items() if m not in step_has}
         assert self._state is not None
-        self._state = self._state._replace(tokens=self._following(step, forced))
+        self._state = self._state._replace(tokens=self._next_tokens(step, forced))
         if launches_ahead():
             self._under_way = self._launch()
         return self._read(step, forced, set(self.members))
 
-    def force(self, member: Member, token: int) -> None:
+    def force(self, member: ActiveSequence, token: int) -> None:
         """Make this the next token of a member, whichever would be chosen."""
         self._forced[member] = token
 
-    def leave(self, member: Member) -> None:
+    def leave(self, member: ActiveSequence) -> None:
         """Remove a member."""
         row, last = self.members.index(member), len(self.members) - 1
         order = [*range(last)]
@@ -203,36 +203,38 @@ class ContinuousBatch:
         self._rows.leave(row)
         self.members = [self.members[n] for n in order]
         self._forced.pop(member, None)
-        self._arrange(order)
+        self._reorder(order)
 
-    def past(self, member: Member) -> tuple[list[int], Past]:
+    def past(self, member: ActiveSequence) -> tuple[list[int], Past]:
         """Return the tokens of a member that have been read, and copies of what is held of them."""
         read = member.ids[:-1]
         return read, self._rows.past(self.members.index(member), len(read))
 
-    def _beginning(self, ids: Sequence[int], choice: TokenChoice, unpenalised: Set[int]) -> _State:
+    def _initial_state(
+        self, ids: Sequence[int], settings: TokenSettings, unpenalised: Set[int]
+    ) -> _State:
         V = self._model.config.vocab_size
         state = _State(
-            mx.zeros(1, mx.int32), mx.array([ids[-1]], mx.int32), mx.random.key(choice.seed)[None]
+            mx.zeros(1, mx.int32), mx.array([ids[-1]], mx.int32), mx.random.key(settings.seed)[None]
         )
-        if not choice.changes_logits:
+        if not settings.changes_logits:
             return state
         seen, bias = np.zeros((1, V), np.bool_), np.zeros((1, V), np.float32)
         seen[0, sorted({*ids} - unpenalised)] = True
-        for token, number in choice.logit_bias.items():
+        for token, number in settings.logit_bias.items():
             bias[0, token] = number
         return state._replace(
             seen=mx.array(seen), counts=mx.zeros((1, V), mx.int32), bias=mx.array(bias)
         )
 
-    def _arrange(self, order: list[int], joined: _State | None = None) -> None:
+    def _reorder(self, order: list[int], joined: _State | None = None) -> None:
         """Order the rows anew, with one that joins as the last, and fill up with unused ones."""
         if not self.members:
             self._state = self._rules = self._under_way = None
             return
         width = self._rows.size if self._compiled else len(self.members)
         parts = [state for state in (self._state, joined) if state is not None]
-        if any(member.choice.changes_logits for member in self.members):
+        if any(member.settings.changes_logits for member in self.members):
             parts = [_with_counts(part, self._model.config.vocab_size) for part in parts]
         else:
             parts = [part._replace(seen=None, counts=None, bias=None) for part in parts]
@@ -243,11 +245,11 @@ class ContinuousBatch:
             None if arrays[0] is None else mx.concatenate([*arrays])[index]
             for arrays in zip(*parts, strict=True)
         )
-        self._rules = self._rules_of([member.choice for member in self.members], width)
+        self._rules = self._make_rules([member.settings for member in self.members], width)
 
-    def _rules_of(self, choices: Sequence[TokenChoice], width: int) -> _Rules:
-        unused = [TokenChoice(_UNUSED)] * (width - len(choices))
-        rows = [*choices, *unused]
+    def _make_rules(self, of_members: Sequence[TokenSettings], width: int) -> _Rules:
+        unused = [TokenSettings(_UNUSED)] * (width - len(of_members))
+        rows = [*of_members, *unused]
         settings, needs = row_settings(
             [row.sampling for row in rows], self._model.config.vocab_size
         )
@@ -264,23 +266,23 @@ class ContinuousBatch:
         state, rules = self._state, self._rules
         assert state is not None and rules is not None
         logits = self._rows.read(self._model, state.tokens, state.latest)
-        step, after = self._chosen(logits, state.tokens, state, rules, list(self.members))
+        step, after = self._sample(logits, state.tokens, state, rules, list(self.members))
         self._state = after._replace(latest=state.tokens)
         mx.async_eval(step.tokens, step.scores, step.top, self._state, self._rows.arrays())
         return step
 
-    def _chosen(
+    def _sample(
         self,
         logits: mx.array,
         latest: mx.array | None,
         state: _State,
         rules: _Rules,
-        members: list[Member],
+        members: list[ActiveSequence],
     ) -> tuple[_Step, _State]:
         tokens, scores, top, state = self._choose(logits, latest, state, rules)
         return _Step(members, tokens, scores, top), state
 
-    def _following(self, step: _Step, forced: Mapping[Member, int]) -> mx.array:
+    def _next_tokens(self, step: _Step, forced: Mapping[ActiveSequence, int]) -> mx.array:
         """Return the tokens of the rows as they are now: the step's, or those that are forced."""
         tokens = step.tokens
         assert self._state is not None
@@ -299,8 +301,8 @@ class ContinuousBatch:
         return mx.where(free, tokens, chosen)
 
     def _read(
-        self, step: _Step, forced: Mapping[Member, int], present: Set[Member]
-    ) -> list[tuple[Member, ChosenToken]]:
+        self, step: _Step, forced: Mapping[ActiveSequence, int], present: Set[ActiveSequence]
+    ) -> list[tuple[ActiveSequence, GeneratedToken]]:
         """Wait for a step, and return the tokens of the members that are still there."""
         drawn: list[int] = np.array(step.tokens).tolist()
         ids = [forced.get(member, drawn[row]) for row, member in enumerate(step.members)]
@@ -313,22 +315,22 @@ class ContinuousBatch:
         for row, (member, token) in enumerate(zip(step.members, ids, strict=True)):
             if member in present:
                 member.ids.append(token)
-                report = self._report(step, row, member.choice, logprobs)
-                chosen.append((member, ChosenToken(token, member in forced, *report)))
+                report = self._report(step, row, member.settings, logprobs)
+                chosen.append((member, GeneratedToken(token, member in forced, *report)))
         return chosen
 
     @staticmethod
     def _report(
-        step: _Step, row: int, choice: TokenChoice, logprobs: npt.NDArray[np.float32] | None
+        step: _Step, row: int, settings: TokenSettings, logprobs: npt.NDArray[np.float32] | None
     ) -> tuple[float | None, tuple[tuple[int, float], ...]]:
-        if choice.logprobs is None or logprobs is None or step.top is None:
+        if settings.logprobs is None or logprobs is None or step.top is None:
             return None, ()
         own = float(logprobs[row])
-        if choice.logprobs == 0:
+        if settings.logprobs == 0:
             return own, ()
         values, tokens = (np.array(array[row]).tolist() for array in step.top)
         pairs = sorted(zip(tokens, values, strict=True), key=lambda pair: (-pair[1], pair[0]))
-        return own, tuple(pairs[: choice.logprobs])
+        return own, tuple(pairs[: settings.logprobs])
 
 
 def _with_counts(state: _State, vocab_size: int) -> _State:
@@ -358,14 +360,14 @@ def _choose(
     scores, top = None, None
     if rules.alternatives:
         scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        top = largest(scores, rules.alternatives)
+        top = largest_logits(scores, rules.alternatives)
     seen, counts, bias = state.seen, state.counts, state.bias
     if seen is not None and counts is not None and bias is not None:
         if latest is not None:
             new = mx.arange(seen.shape[-1]) == latest[:, None]
             seen, counts = seen | new, counts + new
         repetition, presence, frequency = rules.penalties
-        logits = penalise(logits, seen, repetition) + bias
+        logits = apply_repetition_penalty(logits, seen, repetition) + bias
         logits = logits - presence * (counts > 0) - frequency * counts
     tokens, keys = sample_rows(logits, state.keys, rules.settings, rules.needs)
     return tokens, scores, top, state._replace(keys=keys, seen=seen, counts=counts)

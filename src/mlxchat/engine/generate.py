@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlxchat.engine.cache import BatchCache, KVCache, read_with
-from mlxchat.engine.sampling import Sampler, greedy, penalise
+from mlxchat.engine.sampling import Sampler, apply_repetition_penalty, greedy
 from mlxchat.model.gpt import GPT
 from mlxchat.runtime import machine, mx
 
@@ -60,7 +60,7 @@ def generate(
     """
     if not ids:
         raise ValueError("there is no token to continue")
-    choose = _Choice(model, sample, key, repetition_penalty, [{*seen, *ids} - stop])
+    choose = _TokenSampler(model, sample, key, repetition_penalty, [{*seen, *ids} - stop])
     try:
         token = choose(prefill(model, ids, cache))  # (1,)
     except BaseException:
@@ -118,7 +118,9 @@ def generate_batch(
     if not prompts or not all(prompts):
         raise ValueError("there is no token to continue")
     batch, logits = _prefill_batch(model, prompts)
-    choose = _Choice(model, sample, key, repetition_penalty, [set(ids) - stop for ids in prompts])
+    choose = _TokenSampler(
+        model, sample, key, repetition_penalty, [set(ids) - stop for ids in prompts]
+    )
     tokens = choose(logits)  # (B,)
     del logits
     rows = [_Row(prompt, tools() if tools else None) for prompt in range(len(prompts))]
@@ -233,7 +235,7 @@ def _forced(sampled: mx.array, forced: Sequence[int | None]) -> mx.array:
     return mx.where(free, sampled, mx.array([token or 0 for token in forced], sampled.dtype))
 
 
-class _Past(NamedTuple):
+class _SamplingState(NamedTuple):
     """The inputs, besides the logits, for choosing a token.
 
     Attributes:
@@ -245,7 +247,7 @@ class _Past(NamedTuple):
     seen: mx.array | None
 
 
-class _Choice:
+class _TokenSampler:
     """Chooses one token after another, with a repetition penalty; keeps the tokens on the device.
 
     Args:
@@ -260,13 +262,13 @@ class _Choice:
         penalty: float,
         seen: Sequence[Set[int]],
     ) -> None:
-        chosen = None
+        penalised = None
         if penalty > 1:
-            chosen = mx.zeros((len(seen), model.config.vocab_size), mx.bool_)
+            penalised = mx.zeros((len(seen), model.config.vocab_size), mx.bool_)
             for row, tokens in enumerate(seen):
-                chosen[row, mx.array(sorted(tokens), mx.int32)] = True
-        self._past = _Past(mx.random.key(0) if key is None else key, chosen)
-        self._rule = _rule(sample, penalty, compiled=model.decode_step is not None)
+                penalised[row, mx.array(sorted(tokens), mx.int32)] = True
+        self._state = _SamplingState(mx.random.key(0) if key is None else key, penalised)
+        self._sample = _sampling_function(sample, penalty, compiled=model.decode_step is not None)
 
     def __call__(self, logits: mx.array, latest: mx.array | None = None) -> mx.array:
         """Return the tokens, (B,), that follow (B, V) logits.
@@ -274,27 +276,32 @@ class _Choice:
         Args:
             latest: the tokens before them, (B,), unless those are in ``seen`` already.
         """
-        tokens, self._past = self._rule(logits, latest, self._past)
+        tokens, self._state = self._sample(logits, latest, self._state)
         return tokens
 
     def keep(self, rows: mx.array) -> None:
         """Forget all rows but these."""
-        key, seen = self._past
-        self._past = _Past(key[rows] if key.ndim > 1 else key, None if seen is None else seen[rows])
+        key, seen = self._state
+        key = key[rows] if key.ndim > 1 else key
+        self._state = _SamplingState(key, None if seen is None else seen[rows])
 
 
-_Rule = Callable[[mx.array, mx.array | None, _Past], tuple[mx.array, _Past]]
+_SampleFunction = Callable[
+    [mx.array, mx.array | None, _SamplingState], tuple[mx.array, _SamplingState]
+]
 
 
-@lru_cache(maxsize=16)  # a rule that was compiled keeps its traces
-def _rule(sample: Sampler, penalty: float, compiled: bool) -> _Rule:
-    def choose(logits: mx.array, latest: mx.array | None, past: _Past) -> tuple[mx.array, _Past]:
-        seen = past.seen
+@lru_cache(maxsize=16)  # a compiled function keeps its traces
+def _sampling_function(sample: Sampler, penalty: float, compiled: bool) -> _SampleFunction:
+    def choose(
+        logits: mx.array, latest: mx.array | None, state: _SamplingState
+    ) -> tuple[mx.array, _SamplingState]:
+        seen = state.seen
         if seen is not None:
             if latest is not None:
                 seen = seen | (mx.arange(seen.shape[-1]) == latest[:, None])
-            logits = penalise(logits, seen, penalty)
-        tokens, key = sample(logits, past.key)
-        return tokens, _Past(key, seen)
+            logits = apply_repetition_penalty(logits, seen, penalty)
+        tokens, key = sample(logits, state.key)
+        return tokens, _SamplingState(key, seen)
 
     return mx.compile(choose) if compiled else choose

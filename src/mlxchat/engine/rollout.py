@@ -4,7 +4,7 @@ Every answer has its own random key. It depends only on that key and the model, 
 answers in the batch (except for rounding, see `mlxchat.engine.continuous`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from mlxchat.runtime import mx
 
 
 @dataclass
-class DrawnAnswer:
+class SampledAnswer:
     """An answer, without its final stop token.
 
     Attributes:
@@ -29,7 +29,7 @@ class DrawnAnswer:
     forced: list[bool] = field(default_factory=list)
 
 
-def draw_answers(
+def sample_answers(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     sample: Sampler,
@@ -39,22 +39,22 @@ def draw_answers(
     max_tokens: int,
     tools: Callable[[], Tool] | None = None,
     watch: Callable[[int], None] = lambda ended: None,
-) -> list[DrawnAnswer]:
-    """Draw an answer to each prompt; those to equal prompts, which are read once, share that.
+) -> list[SampledAnswer]:
+    """Sample an answer to each prompt; equal prompts are read once.
 
     Args:
-        model: draws them.
+        model: samples them.
         prompts: token ids of the prompts.
-        sample: draws tokens with a key for each row, see `make_row_sampler`.
+        sample: chooses tokens with a key for each row, see `make_row_sampler`.
         keys: those keys, (B, 2).
         stop: tokens that end an answer.
         max_tokens: the length at which an answer is cut off.
         tools: makes the tool of an answer, as for `generate_batch`.
         watch: called between two tokens with the number of answers that have ended; what it raises
-            ends the drawing.
+            ends the sampling.
     """
-    answers = [DrawnAnswer() for _ in prompts]
-    noting: Iterator[_Noted] = (_Noted(answer, tools() if tools else None) for answer in answers)
+    answers = [SampledAnswer() for _ in prompts]
+    recorders = (_Recorder(answer, tools() if tools else None) for answer in answers)
     steps = generate_batch(
         model,
         prompts,
@@ -62,17 +62,17 @@ def draw_answers(
         key=keys,
         stop=stop,
         max_tokens=max_tokens,
-        tools=lambda: next(noting),
+        tools=lambda: next(recorders),
     )
     for tokens in steps:
         watch(tokens.count(None))
     return answers
 
 
-class _Noted:
+class _Recorder:
     """Wraps one answer's tool, if any, and records each token and whether it was forced."""
 
-    def __init__(self, answer: DrawnAnswer, tool: Tool | None) -> None:
+    def __init__(self, answer: SampledAnswer, tool: Tool | None) -> None:
         self._answer, self._tool, self._forced = answer, tool, False
 
     def __call__(self, token: int) -> int | None:

@@ -4,10 +4,10 @@
 `sample_rows` does so for rows with their own settings and keys, given as arrays; each row gets the
 token that `make_sampler` would choose for that row alone.
 
-The last axis of `greedy` and `penalise` is the vocabulary. Filters (`keep_top_p`, `keep_min_p`)
-come after the temperature and after top-k: they get the logits of all tokens, or only of the k
-largest in any order, so a filter must not treat an index as a token. They return logits of the same
-shape, with -inf for what they exclude.
+The last axis of `greedy` and `apply_repetition_penalty` is the vocabulary. Filters (`keep_top_p`,
+`keep_min_p`) come after the temperature and after top-k: they get the logits of all tokens, or only
+of the k largest in any order, so a filter must not treat an index as a token. They return logits of
+the same shape, with -inf for what they exclude.
 
 To add a filter, write a function here, a field in `mlxchat.config.inference.Sampling`, and the
 lines in `make_sampler` and `sample_rows` that join them.
@@ -21,8 +21,8 @@ from typing import NamedTuple, cast
 from mlxchat.config.inference import Sampling
 from mlxchat.runtime import mx
 
-COLDEST = 1e-6  # a lower temperature is greedy: dividing by it would overflow float32
-SMALLEST = 1e-37  # above 0 in float32, also where numbers below its normal ones are 0
+MIN_TEMPERATURE = 1e-6  # a lower temperature is greedy: dividing by it would overflow float32
+MIN_TOP_P = 1e-37  # above 0 in float32, also where denormal numbers are 0
 
 Sampler = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
 """Chooses a token for every row: (..., V) float32 logits and a key from `mx.random.key`.
@@ -38,9 +38,10 @@ def make_sampler(sampling: Sampling) -> Sampler:
     Every call draws with another key split off the given one, so that calls that begin with equal
     keys give the same tokens.
 
-    The repetition penalty is not part of it, since that depends on earlier tokens: see `penalise`.
+    The repetition penalty is not part of it, since that depends on earlier tokens: see
+    `apply_repetition_penalty`.
     """
-    if sampling.temperature < COLDEST:
+    if sampling.temperature < MIN_TEMPERATURE:
         return greedy
     filters: list[Callable[[mx.array], mx.array]] = []
     if sampling.top_p < 1:
@@ -53,18 +54,18 @@ def make_sampler(sampling: Sampling) -> Sampler:
         logits, vocab_size = logits / sampling.temperature, logits.shape[-1]
         few = sampling.top_k is not None and sampling.top_k < vocab_size
         if few:  # the filters sort k numbers instead of the whole vocabulary
-            logits, tokens = largest(logits, cast(int, sampling.top_k))
+            logits, tokens = largest_logits(logits, cast(int, sampling.top_k))
         for keep in filters:
             logits = keep(logits)
         if not few:
             return mx.argmax(logits + mx.random.gumbel(logits.shape, key=own), axis=-1), key
         rows = mx.arange(logits.size // logits.shape[-1]).reshape(*logits.shape[:-1], 1)
-        return draw_among(logits, tokens, tokens + rows * vocab_size, own), key
+        return sample_among(logits, tokens, tokens + rows * vocab_size, own), key
 
     return sample
 
 
-def draw_among(logits: mx.array, tokens: mx.array, numbers: mx.array, keys: mx.array) -> mx.array:
+def sample_among(logits: mx.array, tokens: mx.array, numbers: mx.array, keys: mx.array) -> mx.array:
     """Draw one of k tokens with these logits in each row; returns (...).
 
     The draw adds Gumbel noise (https://arxiv.org/abs/1411.0030, section 2) that depends only on the
@@ -91,7 +92,7 @@ def greedy(logits: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
     return mx.argmax(logits, axis=-1), key
 
 
-def largest(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
+def largest_logits(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     """Return the k largest logits in any order, and their tokens, (..., k) each."""
     tokens = mx.argpartition(-logits, k - 1, axis=-1)[..., :k]
     return mx.take_along_axis(logits, tokens, axis=-1), tokens
@@ -108,7 +109,7 @@ def keep_top_p(logits: mx.array, p: float | mx.array) -> mx.array:
     order = mx.argsort(-logits, axis=-1)
     probabilities = mx.take_along_axis(mx.softmax(logits, axis=-1, precise=True), order, axis=-1)
     before = mx.cumsum(probabilities, axis=-1, inclusive=False)
-    few = (before < mx.maximum(p, SMALLEST)).astype(order.dtype)
+    few = (before < mx.maximum(p, MIN_TOP_P)).astype(order.dtype)
     kept = mx.put_along_axis(mx.zeros_like(order), order, few, axis=-1)
     return mx.where(kept, logits, -math.inf)
 
@@ -124,7 +125,9 @@ def keep_min_p(logits: mx.array, p: float | mx.array) -> mx.array:
     return mx.where(logits < threshold, -math.inf, logits)
 
 
-def penalise(logits: mx.array, seen: mx.array, penalty: float | mx.array) -> mx.array:
+def apply_repetition_penalty(
+    logits: mx.array, seen: mx.array, penalty: float | mx.array
+) -> mx.array:
     """Make tokens less likely where ``seen``, booleans of the logits' shape, is true.
 
     ``penalty`` is one number or (..., 1). Positive logits are divided by it and negative ones
@@ -135,7 +138,7 @@ def penalise(logits: mx.array, seen: mx.array, penalty: float | mx.array) -> mx.
 
 # ==== Rows with settings of their own ====
 
-FEWEST = 64  # candidates of rows with a top_k; beyond, four times as many at a time
+MIN_CANDIDATES = 64  # candidates of rows with a top_k; beyond, four times as many at a time
 
 
 class RowSettings(NamedTuple):
@@ -175,13 +178,13 @@ class Needs(NamedTuple):
 
 def row_settings(rows: Sequence[Sampling], vocab_size: int) -> tuple[RowSettings, Needs]:
     """Return the settings of rows as arrays, and what they need."""
-    greedy = [row.temperature < COLDEST for row in rows]
+    greedy = [row.temperature < MIN_TEMPERATURE for row in rows]
     top_k = [vocab_size if row.top_k is None else min(row.top_k, vocab_size) for row in rows]
     few = [k < vocab_size for k in top_k]
     drawn = [row for row, cold in zip(rows, greedy, strict=True) if not cold]
     most = max((k for k, cold in zip(top_k, greedy, strict=True) if not cold and k < vocab_size),
                default=0)  # fmt: skip
-    candidates = FEWEST if most else 0
+    candidates = MIN_CANDIDATES if most else 0
     while candidates < most:
         candidates *= 4
     all_of_them = [row for row in drawn if row.top_k is None or row.top_k >= vocab_size]
@@ -189,7 +192,7 @@ def row_settings(rows: Sequence[Sampling], vocab_size: int) -> tuple[RowSettings
         min(candidates, vocab_size), bool(all_of_them), any(row.top_p < 1 for row in all_of_them)
     )
     columns = (
-        mx.array([1.0 if row.temperature < COLDEST else row.temperature for row in rows]),
+        mx.array([1.0 if row.temperature < MIN_TEMPERATURE else row.temperature for row in rows]),
         mx.array(greedy),
         mx.array(few),
         mx.array(top_k, mx.int32),
@@ -219,7 +222,9 @@ def sample_rows(
     following, own = split[:, 0], split[:, 1]
     logits, cold, few = logits / settings.temperature, settings.greedy[:, 0], settings.few[:, 0]
     if needs.candidates:
-        tokens = mx.where(few & ~cold, _of_few(logits, own, settings, needs.candidates), tokens)
+        tokens = mx.where(
+            few & ~cold, _sample_top_k(logits, own, settings, needs.candidates), tokens
+        )
     if needs.among_all:
         kept = keep_top_p(logits, settings.top_p) if needs.sorted else logits
         noise = mx.vmap(lambda key: mx.random.gumbel(logits.shape[1:], key=key))(own)  # (B, V)
@@ -245,11 +250,13 @@ def make_row_sampler(sampling: Sampling, vocab_size: int) -> Sampler:
 _split = mx.vmap(mx.random.split)
 
 
-def _of_few(logits: mx.array, own: mx.array, settings: RowSettings, candidates: int) -> mx.array:
-    """Draw for each row from its ``top_k`` largest logits, which are among ``candidates``."""
-    values, tokens = largest(logits, candidates)
+def _sample_top_k(
+    logits: mx.array, own: mx.array, settings: RowSettings, candidates: int
+) -> mx.array:
+    """Sample for each row from its ``top_k`` largest logits, which are among ``candidates``."""
+    values, tokens = largest_logits(logits, candidates)
     order = mx.argsort(-values, axis=-1)
     values, tokens = (mx.take_along_axis(x, order, axis=-1) for x in (values, tokens))
     values = mx.where(mx.arange(candidates) < settings.top_k, values, -math.inf)
     values = keep_min_p(keep_top_p(values, settings.top_p), settings.min_p)
-    return draw_among(values, tokens, tokens, own[:, None]).astype(mx.int32)
+    return sample_among(values, tokens, tokens, own[:, None]).astype(mx.int32)

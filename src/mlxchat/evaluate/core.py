@@ -17,10 +17,11 @@ from mlxchat.counts import counted, ends_of
 from mlxchat.disk import replacing, storing
 from mlxchat.evaluate.answers import Score, mean_centered
 from mlxchat.evaluate.core_batches import TOKENS_ONLY, BatchLimit, batch_limit, reading
+from mlxchat.evaluate.core_bundle import open_bundle
 from mlxchat.evaluate.core_examples import CoreExamples, read_items
 from mlxchat.evaluate.core_kept import KeptVerdicts, Verdicts, kept_stem
 from mlxchat.evaluate.core_prompts import CoreExample
-from mlxchat.evaluate.core_tasks import CORE_TASKS, core_labels, open_bundle
+from mlxchat.evaluate.core_tasks import CORE_TASKS, core_labels
 from mlxchat.evaluate.core_verdicts import judge_examples
 from mlxchat.home import Home
 from mlxchat.model.gpt import GPT

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mlxchat.evaluate.core_bundle import Bundle
 from mlxchat.evaluate.core_prompts import CoreExample, CoreRow, encode_examples
-from mlxchat.evaluate.core_tasks import CORE_TASKS, Bundle, CoreItem, core_items
+from mlxchat.evaluate.core_tasks import CORE_TASKS, CoreItem, core_items
 from mlxchat.tokenizer.bpe import Tokenizer
 
 ENCODED_AHEAD = 256  # examples, while as many are judged

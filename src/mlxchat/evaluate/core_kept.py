@@ -16,7 +16,7 @@ from mlxchat.checkpoint.files import entries
 from mlxchat.checkpoint.layout import SavedModel
 from mlxchat.disk import open_regular, storing
 from mlxchat.errors import LockedError
-from mlxchat.evaluate.core_tasks import Bundle
+from mlxchat.evaluate.core_bundle import Bundle
 from mlxchat.json_text import as_type, parse_json
 from mlxchat.locks import Lock, in_use
 from mlxchat.runtime import mx

@@ -14,7 +14,7 @@ from mlxchat.model.cpu import relu_squared
 from mlxchat.model.cpu_attention import bounded_attention
 from mlxchat.model.dropout import NO_DROPOUT, Dropout
 from mlxchat.model.linear import Linear
-from mlxchat.model.lora_linear import side_by_side
+from mlxchat.model.lora_linear import concatenated
 from mlxchat.model.norm import Normed, norm_and_stream
 from mlxchat.model.product import product
 from mlxchat.model.rope import Rope, norm_and_rotate, split_heads
@@ -143,7 +143,7 @@ class Attention(nn.Module):
         Layers that another program quantized in different formats are not fused.
         """
         names = ("c_q", "c_k", "c_v")
-        fused = side_by_side([self[name] for name in names])
+        fused = concatenated([self[name] for name in names])
         if fused is None:
             return
         for name in names:
@@ -159,7 +159,7 @@ def causal_attention(
     window: int,
     mask: mx.array | None = None,
 ) -> mx.array:
-    """Scaled dot-product attention of the last T of S positions, (B, H, T, D).
+    """Return the scaled dot-product attention of the last T of S positions, (B, H, T, D).
 
     Without a fused kernel MLX holds all T * S scores. There the queries are taken in blocks of
     `query_block`, each with only the keys that it can see: half of the scores, and more where there

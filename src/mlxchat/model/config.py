@@ -25,7 +25,7 @@ EraName = Literal["classic", "lambdas", "values", "gates_32", "gates_12", "moder
 
 
 class Gate(NamedTuple):
-    """A learnt gate that scales a value embedding before it is added to a head's values.
+    """A learned gate that scales a value embedding before it is added to a head's values.
 
     Attributes:
         channels: how many channels of the normalised residual stream the gate sees.

@@ -1,4 +1,4 @@
-"""Dropout: zeroing numbers at random in training, so that text is not learnt by heart.
+"""Dropout: zeroing numbers at random in training, so that text is not learned by heart.
 
 It applies to what each attention and each MLP adds to the residual stream, and to the rows of the
 embeddings, which alone could learn which token follows which in a text that is read many times.

@@ -4,7 +4,7 @@ All versions have rotary embeddings, RMS norms without weights, normalised queri
 ReLU, no biases, separate embedding and head matrices, and softly capped logits. Later versions add,
 one after the other (`mlxchat.model.config` has the table):
 
-- learnt scalars per layer that mix the residual stream with the token embedding (lambdas),
+- learned scalars per layer that mix the residual stream with the token embedding (lambdas),
 - attention within a window in most layers,
 - in some layers, a second embedding of the token that is added to the values,
 - a share of the previous token's embedding in each token's own (smear), and at the end the
@@ -27,7 +27,7 @@ from mlxchat.model.decoding import DecodeStep, read_position
 from mlxchat.model.dropout import NO_DROPOUT, Dropout
 from mlxchat.model.embedding import look_up
 from mlxchat.model.linear import Linear
-from mlxchat.model.lora_linear import LoraLinear, dropping
+from mlxchat.model.lora_linear import LoraLinear, adapter_dropout
 from mlxchat.model.loss import CHUNK_ROWS, cross_entropies, mean_cross_entropy, soft_cap
 from mlxchat.model.norm import mix_and_norm, norm, norm_and_stream
 from mlxchat.model.rope import Rope
@@ -172,7 +172,7 @@ class GPT(nn.Module):
         return self._mix(1, x, self.smear_lambda * gate, shifted)
 
     def lambdas(self) -> list[Arrays]:
-        """Return the learnt scalars of each layer by name, (1,); the classic network has none."""
+        """Return the learned scalars of each layer by name, (1,); the classic network has none."""
         n_layer, names = self.config.n_layer, self.config.traits.lambdas
         # Split at once: the gradient of each scalar by itself would be as long as them all.
         split = {name: mx.split(self[name], n_layer) for name in names}
@@ -195,7 +195,7 @@ class GPT(nn.Module):
             i: the number of the layer.
             x: (B, T, C), the residual stream before it.
             x0: (B, T, C), the residual stream before the first layer.
-            lambdas: the layer's learnt scalars, see `lambdas`.
+            lambdas: the layer's learned scalars, see `lambdas`.
             ids: (B, T), for the value embedding.
             rope: the rotation of the T positions.
             cache: the layer's keys and values of earlier positions.
@@ -216,7 +216,7 @@ class GPT(nn.Module):
         block: Block = self.transformer["h"][i]
         if self.adapter is None:
             return block(normed, rope, value_embedding, cache, drop_block), x0
-        with dropping(block, dropout):
+        with adapter_dropout(block, dropout):
             return block(normed, rope, value_embedding, cache), x0
 
     def final_norm(self, x: mx.array, middle: mx.array) -> mx.array:
@@ -306,7 +306,8 @@ class GPT(nn.Module):
         x = x.reshape(-1, config.n_embd)  # (B * T, C)
         weight, frozen, added = head.dense, self.adapter is not None, None
         if isinstance(head, LoraLinear):
-            frozen = head.stretch is None  # with DoRA the gradient passes through the whole weight
+            # With DoRA the gradient passes through the whole weight.
+            frozen = head.dora_scale is None
             if frozen:
                 weight, added = head.linear.dense, (head.hidden(x), head.lora_b.T)
         return mean_cross_entropy(
@@ -369,7 +370,7 @@ class GPT(nn.Module):
         """
         for layer in self.modules():
             if isinstance(layer, LoraLinear):
-                layer.settle()
+                layer.cache_dora_scale()
         self.cast_matrices()
         for block in self.transformer["h"]:
             block.attn.fuse_qkv()

@@ -103,7 +103,7 @@ def fuse_adapter(model: GPT, dequantize: bool = True) -> None:
     Args:
         model: a model with an adapter, not prepared for inference.
         dequantize: make a quantized model a plain one, in float32. Otherwise its layers are
-            quantized again as they were, and much of what the adapter learnt is lost.
+            quantized again as they were, and much of what the adapter learned is lost.
     """
     fused = {name: layer.fused(dequantize) for name, layer in _adapters(model).items()}
     _replace(model, fused)
@@ -164,7 +164,7 @@ def prepare_together(base: GPT, adapted: Collection[GPT]) -> None:
     """
     for model in adapted:  # while the weights are as exact as they are stored
         for layer in _adapters(model).values():
-            layer.settle()
+            layer.cache_dora_scale()
     base.cast_matrices()
     for model in adapted:
         _share_weights(model, base)

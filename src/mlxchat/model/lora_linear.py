@@ -3,8 +3,9 @@
     LoRA  y = x W^T + scale * (x a) b
     DoRA  y = (x W^T + scale * (x a) b) * m / |rows of W + scale * (a b)^T|
 
-W is (out, in) and stays as it is; a is (in, rank), b (rank, out) and m (out,). In DoRA's gradient
-the lengths of the rows count as constants, as its paper says (section 4.3) and mlx-lm computes.
+W is (out, in) and stays as it is; a is (in, rank), b (rank, out) and m, the magnitudes, (out,). In
+DoRA's gradient the norms of the rows count as constants, as its paper says (section 4.3) and mlx-lm
+computes.
 """
 
 import math
@@ -48,18 +49,18 @@ class LoraLinear(nn.Module):
         self.lora_a = mx.random.uniform(-bound, bound, (in_features, lora.rank), key=key)
         self.lora_b = mx.zeros((lora.rank, out_features))
         if lora.dora:
-            self.m = _lengths(linear.dense.astype(mx.float32))
+            self.m = _row_norms(linear.dense.astype(mx.float32))
         self._dropout = NO_DROPOUT
-        self._stretch: mx.array | None = None  # once the layer no longer changes
+        self._cached_dora_scale: mx.array | None = None  # once the layer no longer changes
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
         """Map (..., in_features) to (..., out_features), and add ``onto``."""
         added = self.hidden(x) @ self.lora_b.astype(x.dtype)  # (..., out_features)
-        stretch = self.stretch
-        y: mx.array = self.linear(x, onto if stretch is None else None) + added
-        if stretch is None:
+        dora_scale = self.dora_scale
+        y: mx.array = self.linear(x, onto if dora_scale is None else None) + added
+        if dora_scale is None:
             return y
-        y = stretch.astype(x.dtype) * y
+        y = dora_scale.astype(x.dtype) * y
         return y if onto is None else onto + y
 
     def hidden(self, x: mx.array) -> mx.array:
@@ -67,22 +68,22 @@ class LoraLinear(nn.Module):
         return self.scale * (self._dropout(x) @ self.lora_a.astype(x.dtype))
 
     @property
-    def stretch(self) -> mx.array | None:
-        """The factor of each output, (out_features,), which DoRA has and LoRA has not."""
-        if self._stretch is not None or "m" not in self:
-            return self._stretch
-        return self.m / mx.stop_gradient(_lengths(self._sum()))
+    def dora_scale(self) -> mx.array | None:
+        """DoRA's factor of each output, m over the row's norm, (out_features,); None with LoRA."""
+        if self._cached_dora_scale is not None or "m" not in self:
+            return self._cached_dora_scale
+        return self.m / mx.stop_gradient(_row_norms(self._sum()))
 
-    def settle(self) -> None:
-        """Compute what depends on the weights alone: from now on they must not change."""
-        self._stretch = self.stretch
-        mx.eval(self._stretch)
+    def cache_dora_scale(self) -> None:
+        """Compute the factors of DoRA once; from now on the weights must not change."""
+        self._cached_dora_scale = self.dora_scale
+        mx.eval(self._cached_dora_scale)
 
     @property
     def dense(self) -> mx.array:
         """The weight of one layer that computes the same, (out_features, in_features), float32."""
-        stretch = self.stretch
-        return self._sum() if stretch is None else stretch[:, None] * self._sum()
+        dora_scale = self.dora_scale
+        return self._sum() if dora_scale is None else dora_scale[:, None] * self._sum()
 
     def _sum(self) -> mx.array:
         weight: mx.array = self.linear.dense.astype(mx.float32)
@@ -93,7 +94,7 @@ class LoraLinear(nn.Module):
 
         Args:
             dequantize: return a layer with a float32 weight also where the one inside is quantized.
-                Quantized again, it loses much of what the adapter learnt.
+                Quantized again, it loses much of what the adapter learned.
         """
         out_features, in_features = self.dense.shape
         layer = Linear(in_features, out_features)
@@ -104,14 +105,14 @@ class LoraLinear(nn.Module):
         return layer.to_quantized(inside.group_size, inside.bits, inside.mode)
 
 
-def _lengths(weight: mx.array) -> mx.array:
-    """Return the Euclidean length of each row of (R, C), (R,)."""
+def _row_norms(weight: mx.array) -> mx.array:
+    """Return the Euclidean norm of each row of (R, C), (R,)."""
     return mx.sqrt(weight.square().sum(axis=1))
 
 
 @contextmanager
-def dropping(block: nn.Module, dropout: Dropout) -> Iterator[None]:
-    """Zero numbers that the adapter reads in a part of the network, inside a ``with`` block."""
+def adapter_dropout(block: nn.Module, dropout: Dropout) -> Iterator[None]:
+    """Apply dropout to the inputs of the adapters in a block, inside a ``with`` statement."""
     if dropout.key is None:
         yield
         return
@@ -125,10 +126,11 @@ def dropping(block: nn.Module, dropout: Dropout) -> Iterator[None]:
             layer._dropout = NO_DROPOUT
 
 
-def side_by_side(layers: Sequence[nn.Module]) -> nn.Module | None:
-    """Return one layer that computes the outputs of several from the same input, one after another.
+def concatenated(layers: Sequence[nn.Module]) -> nn.Module | None:
+    """Return one layer whose output is the outputs of several for the same input, concatenated.
 
-    The layers are used up. None if other programs quantized them in different formats.
+    The layers cannot be used afterwards. None if they are quantized in different formats, as other
+    programs do.
     """
     inside = [layer.linear if isinstance(layer, LoraLinear) else layer for layer in layers]
     if len({_format(layer) for layer in inside}) > 1:
@@ -136,7 +138,7 @@ def side_by_side(layers: Sequence[nn.Module]) -> nn.Module | None:
     adapters = [layer for layer in layers if isinstance(layer, LoraLinear)]
     if adapters:
         first, second = _joined_matrices(layers, [len(layer.weight) for layer in inside])
-        stretches = [_stretch_of(layer) for layer in layers]
+        dora_scales = [_dora_scale_of(layer) for layer in layers]
     # The first layer becomes the joined one: it keeps its class and quantization format, while its
     # arrays, (out_features, ...), are replaced by the joined rows of all.
     whole = inside[0]
@@ -146,7 +148,7 @@ def side_by_side(layers: Sequence[nn.Module]) -> nn.Module | None:
     adapter = adapters[0]
     adapter.linear, adapter.lora_a, adapter.lora_b = whole, first, second
     if "m" in adapter:
-        adapter._stretch = mx.concatenate(stretches)
+        adapter._cached_dora_scale = mx.concatenate(dora_scales)
     return adapter
 
 
@@ -170,9 +172,9 @@ def _joined_matrices(
     return mx.concatenate(first, axis=1), mx.concatenate(second)
 
 
-def _stretch_of(layer: nn.Module) -> mx.array:
-    """Return the factor of each output of a layer, (out_features,), also where it is 1."""
+def _dora_scale_of(layer: nn.Module) -> mx.array:
+    """Return the factor of each output of a layer, (out_features,), ones if it has none."""
     adapter = layer if isinstance(layer, LoraLinear) else None
-    stretch = adapter.stretch if adapter is not None else None
+    dora_scale = adapter.dora_scale if adapter is not None else None
     inside = adapter.linear if adapter is not None else layer
-    return mx.ones(len(inside.weight)) if stretch is None else stretch
+    return mx.ones(len(inside.weight)) if dora_scale is None else dora_scale

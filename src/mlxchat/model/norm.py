@@ -1,4 +1,4 @@
-"""The norm of the residual stream, without learnt weights."""
+"""The norm of the residual stream, without learned weights."""
 
 from collections.abc import Callable
 from typing import NamedTuple, cast

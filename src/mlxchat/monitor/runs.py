@@ -1,7 +1,7 @@
 """Watches the runs of a home: the progress, state and checkpoints of each.
 
-`Monitor.look` returns a `Snapshot` of the runs, the machine and the disk. Of each log only the new
-lines are read. A run whose files cannot be read, or contain what no run writes, is shown as
+`Monitor.snapshot` returns a `Snapshot` of the runs, the machine and the disk. Of each log only the
+new lines are read. A run whose files cannot be read, or contain what no run writes, is shown as
 unreadable, beside the others.
 """
 
@@ -334,7 +334,7 @@ class Monitor:
         self._runs = Runs(home, memory().host, lives, identity(), clock.seconds)
         self._disk: tuple[float, Disk] | None = None
 
-    def look(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """Return the current state."""
         now, seconds, machine = self._clock(), self._clock.seconds(), self._memory()
         self._runs.host = machine.host

@@ -31,7 +31,7 @@ from mlxchat.model.size import flops_per_token, parameters, scaling_parameters
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Costs, Plan, plan, recipe_batch, shape
 
-AIM = 0.995  # of the budget; the rest is for costs not yet seen, such as the first samples
+TARGET_SHARE = 0.995  # of the budget; the rest is for costs not yet seen, as of the first samples
 
 Measure = Callable[[Plan], float | None]
 """Returns the seconds that a step of a plan takes; None when there is no time left to measure."""
@@ -43,7 +43,7 @@ SHALLOWEST = 2  # one layer cannot learn to repeat what it saw (https://arxiv.or
 TARGET_STEPS = 1000
 TOKENS_PER_CHANNEL = 16  # the minimum in a step; Muon costs as much as about 4 tokens per channel
 TRAINING_SHARE = 0.9  # of the remaining time; the rest evaluates, samples and saves
-SETTLING = 3  # times that shape and tokens follow from each other
+SHAPE_ITERATIONS = 3  # in which shape and tokens, each of which determines the other, settle
 WARMUP_SHARE = 0.05  # of the steps, at most, with the budget recipe
 CORE_TOKENS = 13_000  # that measuring CORE reads for one example of each task, about
 FORWARD_SHARE = 1 / 3  # of a training step's time, to evaluate as many tokens
@@ -151,10 +151,13 @@ def _draft(
     def draft_of(depth: int) -> Plan:
         settled, vocabulary = config, vocab_size or config.numbers.vocabulary
         model = shape(settled, vocabulary, depth)
-        for _ in range(SETTLING if by_budget else 0):
+        for _ in range(SHAPE_ITERATIONS if by_budget else 0):
             # A shorter context and a smaller vocabulary leave time for more tokens.
             suited = scale(model)
-            settled, vocabulary = _settled(config, depth, suited), vocab_size or suited.vocabulary
+            settled, vocabulary = (
+                _with_scale(config, depth, suited),
+                vocab_size or suited.vocabulary,
+            )
             model = shape(settled, vocabulary, depth)
         total = config.total_batch_size or _batch(settled, model, tokens(model), scale(model))
         chosen = {"depth": depth, "total_batch_size": total, "num_iterations": TARGET_STEPS}
@@ -166,7 +169,7 @@ def _draft(
 
     if config.depth is not None:
         return draft_of(config.depth)
-    drafts = _possible(draft_of)
+    drafts = _feasible_drafts(draft_of)
     best = next(drafts)
     for draft in drafts:
         if not _sees_enough(config, draft.model, tokens(draft.model), scale(draft.model)):
@@ -175,7 +178,7 @@ def _draft(
     return best
 
 
-def _settled(config: PretrainConfig, depth: int, scale: Scale) -> PretrainConfig:
+def _with_scale(config: PretrainConfig, depth: int, scale: Scale) -> PretrainConfig:
     """Return the settings with the budget recipe's context and heads where they say nothing."""
     chosen: dict[str, float] = {"max_seq_len": scale.context}
     if ASPECT_RATIO * depth % config.head_dim:
@@ -194,7 +197,7 @@ def _sees_enough(config: PretrainConfig, model: GPTConfig, tokens: float, scale:
     return tokens >= config.numbers.target_param_data_ratio * parameters(model)["matrices"]
 
 
-def _possible(draft_of: Callable[[int], Plan]) -> Iterator[Plan]:
+def _feasible_drafts(draft_of: Callable[[int], Plan]) -> Iterator[Plan]:
     """Yield the drafts of all depths that are possible; if none is, raise the last one's error."""
     none = True
     for depth in range(SHALLOWEST, LARGEST_DEPTH + 1):
@@ -234,7 +237,8 @@ def _with_steps_that_fit(
         evaluation=evaluation if config.eval_every else 0.0,
         core=FORWARD_SHARE * step_seconds * core if config.core_every else 0.0,
     )
-    training = AIM * left - costs.evaluation  # the first evaluation is before the first step
+    # The first evaluation is before the first step.
+    training = TARGET_SHARE * left - costs.evaluation
     between = pauses(config, costs, draft.num_iterations)
     steps = last_step(0, training, step_seconds, between)
     if steps < 1:

@@ -3,7 +3,7 @@
 from statistics import mean
 
 from mlxchat.config.pretrain import PretrainConfig
-from mlxchat.plan.budget import AIM, last_step, pauses, with_steps
+from mlxchat.plan.budget import TARGET_SHARE, last_step, pauses, with_steps
 from mlxchat.plan.plan import Costs, Plan
 from mlxchat.telemetry.events import (
     CoreMeasured,
@@ -15,7 +15,7 @@ from mlxchat.telemetry.events import (
     Stepped,
 )
 
-MARKS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98)  # of the steps or of the budget
+REPLAN_POINTS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98)  # of the steps or of the budget
 TOLERANCE = 0.005  # of the steps: a plan that is off by less is left alone
 LEAST_STEPS_SEEN = 3  # before their mean counts; or a hundredth of all steps
 AVERAGED_STEPS = 10  # the most recent ones; or a tenth of all steps
@@ -30,7 +30,7 @@ COST_OF: dict[type, str] = {  # the field of `Costs` that an event contributes t
 class Deadline:
     """Follows the events of a run with a time budget, and corrects its number of steps.
 
-    It does so at `MARKS` and near the end.
+    It does so at `REPLAN_POINTS` and near the end.
 
     Args:
         config: the settings.
@@ -87,7 +87,7 @@ class Deadline:
     def _replanned(self, event: Stepped, plan: Plan, steps: list[float], now: float) -> Plan:
         planned, spent = plan.num_iterations, now - self._origin
         progress = max(spent / self._budget, event.step / planned)
-        mark = max((mark for mark in MARKS if mark <= progress), default=0.0)
+        mark = max((mark for mark in REPLAN_POINTS if mark <= progress), default=0.0)
         due = mark > self._mark or event.step == planned - 1  # is there time for more?
         enough = len(steps) >= max(LEAST_STEPS_SEEN, planned // 100)
         if not (due and enough) or event.step >= planned:
@@ -95,7 +95,7 @@ class Deadline:
         self._mark = max(self._mark, mark)
         step_seconds = mean(steps[-max(AVERAGED_STEPS, planned // 10) :])
         self._costs = self._costs.model_copy(update={"step": step_seconds})
-        left = AIM * self._budget - spent
+        left = TARGET_SHARE * self._budget - spent
         between = pauses(self._config, self._costs, planned)
         allowed = last_step(event.step, left, step_seconds, between)
         total = max(event.step + 1, min(allowed, plan.most_steps or allowed))  # one is under way

@@ -23,10 +23,10 @@ LEAST_MARGIN = 1.05  # `memory_limit=least` allows this much over the smallest p
 LEAST_LIMIT = 512 * UNIT_BYTES["MB"]  # ... and never less than this, which every machine can spare
 CHECKPOINTING = {"auto": (False, True), "on": (True,), "off": (False,)}
 
-NEARLY = 1.02  # of the shortest time: the smallest micro-batch within it is chosen
+TIME_TOLERANCE = 1.02  # times the shortest time: the smallest micro-batch within it is chosen
 
 # What a division costs, in units of the time that one token takes forward and backward.
-RECOMPUTING = 1 / 3  # with checkpointing the forward pass runs twice
+RECOMPUTE_COST = 1 / 3  # with checkpointing the forward pass runs twice
 CHUNK_COST = 16  # to read the head's weight and write its gradient, for each chunk of the loss
 
 
@@ -55,12 +55,13 @@ def fit(
 ) -> BatchPlan:
     """Return the division of a step into the smallest micro-batches that is about the fastest.
 
-    That is `NEARLY` as fast as the fastest whose peak, with `MARGIN`, is within the memory limit.
-    A device batch size or checkpointing given in the settings is kept. Speed is presumed, not
-    measured: checkpointing costs `RECOMPUTING` of a token's time, each micro-batch that of the
-    resources' ``micro_batch_tokens`` and each chunk of the loss that of `CHUNK_COST` tokens. So
-    batches without checkpointing come first, then smaller batches and smaller chunks, then
-    checkpointing, which is preferred to micro-batches of fewer than about 800 tokens.
+    It takes at most `TIME_TOLERANCE` times as long as the fastest whose peak, with `MARGIN`, is
+    within the memory limit. A device batch size or checkpointing given in the settings is kept.
+    Speed is presumed, not measured: checkpointing costs `RECOMPUTE_COST` of a token's time, each
+    micro-batch that of the resources' ``micro_batch_tokens`` and each chunk of the loss that of
+    `CHUNK_COST` tokens. So batches without checkpointing come first, then smaller batches and
+    smaller chunks, then checkpointing, which is preferred to micro-batches of fewer than about 800
+    tokens.
 
     Args:
         shallower: models of smaller depths, deepest first, to suggest when this one does not fit.
@@ -81,7 +82,7 @@ def fit(
             others = _alternatives(config, trainee, rows_per_step, resources, limit, shallower)
             raise _too_large(config, trainee, least, resources, limit, others)
         divisions = _divisions(config, rows_per_step, resources)
-        chosen = _smallest_of_the_fast(
+        chosen = _smallest_fast_batch(
             {batch: _time(model, batch, resources) for batch in divisions},
             lambda batch: MARGIN * _peak(trainee, batch, resources) <= limit,
         )
@@ -96,12 +97,12 @@ def fit(
     )
 
 
-def _smallest_of_the_fast(
+def _smallest_fast_batch(
     times: Mapping[BatchPlan, float], fits: Callable[[BatchPlan], bool]
 ) -> BatchPlan:
-    """Return the smallest micro-batch that is `NEARLY` as fast as the fastest that fits."""
+    """Return the smallest of the micro-batches that are about as fast as the fastest that fits."""
     fastest = next(batch for batch in sorted(times, key=lambda batch: times[batch]) if fits(batch))
-    fast = [batch for batch in times if times[batch] <= NEARLY * times[fastest]]
+    fast = [batch for batch in times if times[batch] <= TIME_TOLERANCE * times[fastest]]
     fast.sort(key=lambda batch: (batch.device_batch_size, times[batch]))
     return next(batch for batch in fast if fits(batch))
 
@@ -172,7 +173,7 @@ def _time(model: GPTConfig, batch: BatchPlan, resources: Resources) -> float:
     """Return the time of a token, in units of its forward and backward pass."""
     tokens = batch.device_batch_size * model.sequence_len
     chunk = min(tokens, chunk_size(tokens, model.vocab_size, batch.chunk_rows))
-    recomputing = RECOMPUTING * batch.grad_checkpoint
+    recomputing = RECOMPUTE_COST * batch.grad_checkpoint
     besides = resources.micro_batch_tokens / tokens + CHUNK_COST / chunk
     return 1 + recomputing + besides
 

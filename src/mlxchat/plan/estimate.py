@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from mlxchat.model.size import parameters
-from mlxchat.plan.division import RECOMPUTING
+from mlxchat.plan.division import RECOMPUTE_COST
 from mlxchat.plan.memory import Resources, training_bytes
 from mlxchat.plan.plan import Plan
 
@@ -65,7 +65,7 @@ def estimate(
         ranks: processes that train together.
     """
     step_flops = plan.flops_per_token * plan.tokens_per_step
-    computed = step_flops * (1 + RECOMPUTING * plan.grad_checkpoint)
+    computed = step_flops * (1 + RECOMPUTE_COST * plan.grad_checkpoint)
     step_seconds = plan.costs.step if plan.costs else computed / (UTILISATION * matmul_flops)
     return Estimate(
         tag=tag,
@@ -76,7 +76,7 @@ def estimate(
         tokens=plan.tokens,
         total_flops=step_flops * plan.num_iterations,
         memory={
-            **training_bytes(plan.model, plan.of_each(ranks), resources, plan.adapter),
+            **training_bytes(plan.model, plan.per_rank(ranks), resources, plan.adapter),
             "cache": room.cache,
         },
         memory_limit=plan.memory_limit or resources.memory,

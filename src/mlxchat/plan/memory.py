@@ -72,10 +72,10 @@ class BatchPlan(BaseModel):
             self.streams,
         )
 
-    def of_each(self, ranks: int) -> "BatchPlan":
+    def per_rank(self, ranks: int) -> "BatchPlan":
         """Return how each of ``ranks`` divides its rows of a step: no more of them at a time.
 
-        >>> BatchPlan(device_batch_size=8, accumulation=3).of_each(2).division[:2]
+        >>> BatchPlan(device_batch_size=8, accumulation=3).per_rank(2).division[:2]
         (6, 2)
         """
         if ranks == 1:

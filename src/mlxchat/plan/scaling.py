@@ -31,7 +31,7 @@ RUNGS = 4  # of a ladder without given depths
 SHORTEST_RUNG = 20  # seconds: a shorter run does little but compile and evaluate
 FEWEST_RUNGS = 3  # a line through two points always fits
 STEPS_THAT_COUNT = (
-    100  # at least: a run of fewer has learnt how frequent the tokens are, and little else
+    100  # at least: a run of fewer has learned how frequent the tokens are, and little else
 )
 
 

@@ -307,14 +307,16 @@ def _lines(chart: Chart, axis: AxisName, across: AxisScale, vertical: AxisScale)
         y = _HEIGHT - _BOTTOM - vertical.at(line.y)
         if line.low is not None and line.high is not None:
             low, high = (_HEIGHT - _BOTTOM - vertical.at(end) for end in (line.low, line.high))
-            parts.append(f'<path class="band {line_look(line.colour)}" d="{_area(x, low, high)}"/>')
+            parts.append(
+                f'<path class="band {line_style(line.colour)}" d="{_area(x, low, high)}"/>'
+            )
         kind = "faint " if line.faint else ""
-        parts.append(f'<path class="line {kind}{line_look(line.colour)}" d="{path(x, y)}"/>')
+        parts.append(f'<path class="line {kind}{line_style(line.colour)}" d="{path(x, y)}"/>')
         placed = np.isfinite(x) & np.isfinite(y)
         at = placed if line.dotted else alone(placed)
         if at.any():
             dots = "".join(f"M{a:g} {b:g}h0" for a, b in zip(x[at], y[at], strict=True))
-            parts.append(f'<path class="dots {line_look(line.colour)}" d="{dots}"/>')
+            parts.append(f'<path class="dots {line_style(line.colour)}" d="{dots}"/>')
     return "".join(parts)
 
 
@@ -361,19 +363,19 @@ def _mark(mark: Mark, axis: AxisName, across: AxisScale, vertical: AxisScale) ->
     if mark.y is None:
         bottom = _HEIGHT - _BOTTOM
         return (
-            f'<g class="resume {line_look(mark.colour)}">{title}<path d="M{x:g} {_TOP}V{bottom}"/>'
+            f'<g class="resume {line_style(mark.colour)}">{title}<path d="M{x:g} {_TOP}V{bottom}"/>'
             f'<path class="flag" d="M{x:g} {_TOP - 8}l7 4-7 4z"/>'
             f'<rect x="{x - 5:g}" y="0" width="10" height="{bottom}"/></g>'
         )
     y = _down(vertical, mark.y)
-    look = line_look(mark.colour)
+    look = line_style(mark.colour)
     return f'<circle class="best {look}" cx="{x:g}" cy="{y:g}" r="5">{title}</circle>'
 
 
-def line_look(number: int) -> str:
+def line_style(number: int) -> str:
     """Return the classes of a line: its colour and its dashes, of which no two pairs are the same.
 
-    >>> line_look(1), line_look(7)
+    >>> line_style(1), line_style(7)
     ('c1 d1', 'c1 d2')
     """
     return f"c{number % LINE_COLOURS} d{dashes(number)}"

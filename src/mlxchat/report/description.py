@@ -21,7 +21,7 @@ from mlxchat.errors import ConfigError, MlxchatError
 from mlxchat.home import Home
 from mlxchat.json_text import as_type
 from mlxchat.plan.plan import Plan
-from mlxchat.report.log_end import told_of
+from mlxchat.report.log_end import read_events_of
 from mlxchat.report.places import find_run
 from mlxchat.report.provenance import NOT_SET, SettingRow, command_of_run, setting_rows
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with
@@ -162,7 +162,7 @@ def _of_log(log: Path) -> tuple[list[Started], list[Sampled]]:
         MlxchatError: the log cannot be read.
     """
     try:
-        events: list[Event] = told_of(log, Started, Sampled)
+        events: list[Event] = read_events_of(log, Started, Sampled)
     except OSError as error:
         raise unreadable(log, error) from error
     starts = [event for event in events if isinstance(event, Started)]

@@ -54,7 +54,7 @@ COLUMNS = (
     "pass_1",
     "pass_k",
 )
-_TOLD_BYTES = 2**20
+_PROGRESS_BYTES = 2**20
 
 
 class ExportedLog(NamedTuple):
@@ -124,7 +124,7 @@ class _Reader:
                 total = os.fstat(file.fileno()).st_size
                 while line := file.readline(MOST_LINE):
                     done, number = done + len(line), number + 1
-                    if done - told >= _TOLD_BYTES:
+                    if done - told >= _PROGRESS_BYTES:
                         told = done
                         self._tell(done, total)
                     if (event := _event(line)) is not None:

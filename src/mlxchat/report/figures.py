@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mlxchat.counts import ends_of, round_size, score_within
 from mlxchat.evaluate.pass_at_k import Interval
-from mlxchat.report.charts import line_look
+from mlxchat.report.charts import line_style
 from mlxchat.report.compare import compute_multiplier, same_validation
 from mlxchat.report.facts import RunFacts
 from mlxchat.report.scores import beside_each_other
@@ -173,10 +173,10 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
         values = [row.value(facts) for facts in runs]
         rule = row.best if _are_comparable(row, runs) else None
         rows.append((row.name, *_best_in_bold(texts, values, rule)))
-    for task, of_each in beside_each_other([facts.tasks for facts in runs]).items():
-        texts = ["—" if of is None else f"{of.interval} of {of.asked:,}" for of in of_each]
-        alike = len({of.settings for of in of_each if of is not None}) == 1
-        shares = [None if of is None else of.share for of in of_each]
+    for task, per_rank in beside_each_other([facts.tasks for facts in runs]).items():
+        texts = ["—" if of is None else f"{of.interval} of {of.asked:,}" for of in per_rank]
+        alike = len({of.settings for of in per_rank if of is not None}) == 1
+        shares = [None if of is None else of.share for of in per_rank]
         rows.append((task, *_best_in_bold(texts, shares, max if alike else None)))
     multipliers, explained = _multipliers(runs), ""
     if any(text != "—" for text in multipliers[1:]):
@@ -234,5 +234,5 @@ def swatch(number: int) -> str:
     """Return a short piece of a run's line."""
     return (
         f'<svg class="swatch" viewBox="0 0 26 8" aria-hidden="true">'
-        f'<path class="line {line_look(number)}" d="M1 4H25"/></svg>'
+        f'<path class="line {line_style(number)}" d="M1 4H25"/></svg>'
     )

@@ -101,7 +101,7 @@ def read_log_end(path: Path, saved: int | None, most: int = MOST_READ) -> LogEnd
     return end
 
 
-def told_of(path: Path, *kinds: type[Event]) -> list[Event]:
+def read_events_of(path: Path, *kinds: type[Event]) -> list[Event]:
     """Return all events of some kinds in a log, oldest first, without parsing the other lines.
 
     Lines that are no such events, or of another version, are skipped. A log that does not exist

@@ -17,10 +17,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxchat.checkpoint import catalog, store
+from mlxchat.checkpoint import store
 from mlxchat.checkpoint.bases import BASE_FILE, BaseRecord, is_needed
 from mlxchat.checkpoint.evaluation_files import rename_evaluations, renamed_evaluation
 from mlxchat.checkpoint.files import read_record, unreadable
+from mlxchat.checkpoint.run_names import refuse_other_spelling
 from mlxchat.config.run import NAME_IN_WORDS, require_name
 from mlxchat.disk import (
     DiskUse,
@@ -205,7 +206,7 @@ def _require_usable(home: Home, new: str, apart_from: str | None = None) -> None
     if new == apart_from:
         raise ConfigError(f"The run is already called {new}.", "Choose another name.")
     folders = (*home.stages, home.root / "logs")
-    catalog.refuse_other_spelling(folders, new, lambda _: "Choose another name.")
+    refuse_other_spelling(folders, new, lambda _: "Choose another name.")
 
 
 def _begun(home: Home, run: RunPlaces, new: str) -> bool:

@@ -27,6 +27,7 @@ from mlxchat.checkpoint.files import (
     unreadable,
 )
 from mlxchat.checkpoint.stamp import saved_at
+from mlxchat.config.stages import COMMAND_OF_STAGE
 from mlxchat.disk import disk_use
 from mlxchat.errors import MlxchatError
 from mlxchat.home import Home
@@ -156,6 +157,11 @@ class RunSummary:
     def name(self) -> str:
         """The run's name."""
         return self.places.name
+
+    @property
+    def command(self) -> str | None:
+        """The command that its stage is trained with; None for a model that is no run."""
+        return COMMAND_OF_STAGE.get(self.stage or "") if self.state else None
 
     @property
     def bits_per_byte(self) -> float | None:

@@ -64,9 +64,9 @@ class Inbox:
         if not self._woken:
             self._woken = True
             with suppress(RuntimeError):  # the loop is closed, when the server ends at once
-                self.loop.call_soon_threadsafe(self._look)
+                self.loop.call_soon_threadsafe(self._pass_on)
 
-    def _look(self) -> None:
+    def _pass_on(self) -> None:
         self._woken = False  # first: what comes from here on wakes the loop again
         while self._arrived:
             queue, index, arrival = self._arrived.popleft()

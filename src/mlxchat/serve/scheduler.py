@@ -24,7 +24,7 @@ from typing import Literal
 from mlxchat.counts import counted
 from mlxchat.device_failures import device_error
 from mlxchat.engine.cache import KVCache
-from mlxchat.engine.continuous import ChosenToken, ContinuousBatch, Member, TokenChoice
+from mlxchat.engine.continuous import ActiveSequence, ContinuousBatch, GeneratedToken, TokenSettings
 from mlxchat.engine.generate import PREFILL_CHUNK, Tool
 from mlxchat.engine.rows import Layout, Past
 from mlxchat.model.config import GPTConfig
@@ -112,7 +112,7 @@ class Scheduler:
 
         # The rest belongs to the model's thread.
         self._reading: Ticket | None = None
-        self._running: dict[Member, Ticket] = {}
+        self._running: dict[ActiveSequence, Ticket] = {}
         self._batches = self._empty_batches()
         self._prefixes = Prefixes(cache_bytes)
         self._failures = self._steps = 0
@@ -206,9 +206,9 @@ class Scheduler:
     def _wait(self) -> bool:
         """Wait until there is something to do; returns False when there never will be again."""
         with self._changed:
-            if self._dead is None and not self._changed.wait_for(self._wanted, FREE_AFTER):
+            if self._dead is None and not self._changed.wait_for(self._has_work, FREE_AFTER):
                 mx.clear_cache()
-                self._changed.wait_for(self._wanted)
+                self._changed.wait_for(self._has_work)
             if self._abandoned or self._dead is not None:
                 return False
             if not self._closing:
@@ -220,7 +220,7 @@ class Scheduler:
             self._deliver(ticket, _closed(None))
         return self._busy
 
-    def _wanted(self) -> bool:
+    def _has_work(self) -> bool:
         return bool(self._busy or self._queue or self._closing)
 
     @property
@@ -272,7 +272,7 @@ class Scheduler:
         request = ticket._request
         ticket._past_and_logits = None
         self._prefixes.keep(request.ids, past, request.adapter)
-        choice = TokenChoice(
+        settings = TokenSettings(
             request.sampling,
             request.seed,
             request.presence_penalty,
@@ -281,7 +281,7 @@ class Scheduler:
             request.logprobs,
         )
         batch = self._batches[request.adapter]
-        member, first = batch.join(request.ids, past, logits, choice, request.stop)
+        member, first = batch.join(request.ids, past, logits, settings, request.stop)
         with self._changed:
             self._reading, self._running[member] = None, ticket
             self._prompts += len(request.ids)
@@ -293,7 +293,7 @@ class Scheduler:
         if self._steps % CLEAR_EVERY == 0:
             mx.clear_cache()
 
-    def _take(self, ticket: Ticket, member: Member, chosen: ChosenToken) -> None:
+    def _take(self, ticket: Ticket, member: ActiveSequence, chosen: GeneratedToken) -> None:
         """Deliver a token of an answer, or its end."""
         request = ticket._request
         if chosen.id in request.stop:
@@ -312,7 +312,7 @@ class Scheduler:
             self._use_tool(ticket, member, chosen.id, request.tools)
 
     def _use_tool(
-        self, ticket: Ticket, member: Member, token: int, tools: Callable[[], Tool]
+        self, ticket: Ticket, member: ActiveSequence, token: int, tools: Callable[[], Tool]
     ) -> None:
         def force() -> None:
             ticket._tool = ticket._tool or tools()
@@ -324,12 +324,14 @@ class Scheduler:
             self._leave(member)
             self._deliver(ticket, error)
 
-    def _finish(self, ticket: Ticket, member: Member, reason: Literal["stop", "length"]) -> None:
+    def _finish(
+        self, ticket: Ticket, member: ActiveSequence, reason: Literal["stop", "length"]
+    ) -> None:
         self._leave(member)
         self._failures = 0  # an answer of one token ends without a step
         self._deliver(ticket, Finished(reason))
 
-    def _leave(self, member: Member) -> None:
+    def _leave(self, member: ActiveSequence) -> None:
         adapter = self._running[member]._request.adapter
         batch = self._batches[adapter]
         if self._prefixes.limit:

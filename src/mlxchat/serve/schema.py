@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from mlxchat.config.validate import spell_fault
-from mlxchat.json_text import as_type
+from mlxchat.json_text import as_type, is_unicode
 from mlxchat.serve.errors import ApiError, invalid, unknown, unsupported
 
 MOST_MESSAGES = 1000
@@ -189,7 +189,7 @@ def parsed(body: object, kind: type[Body]) -> Body:
     """
     if not isinstance(body, dict):
         raise invalid("The body must be a JSON object.")
-    if not all(map(_is_unicode, body)):
+    if not all(map(is_unicode, body)):
         raise _not_unicode()
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
@@ -202,14 +202,6 @@ def parsed(body: object, kind: type[Body]) -> Body:
     if wanted.stream_options and not wanted.stream:
         raise invalid("'stream_options' is only allowed when 'stream' is true.", "stream_options")
     return wanted
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _not_unicode() -> ApiError:

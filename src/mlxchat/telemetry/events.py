@@ -195,7 +195,7 @@ class Rewarded:
     cut_off: Measured  # share of the answers that were as long as they may be
     entropy: Measured  # of the next token, nats, mean
     tokens: Count  # of all answers
-    learned: Count  # tokens in the rows that are learnt from, prompts included
+    learned: Count  # tokens in the rows that are learned from, prompts included
     seconds: Seconds  # of drawing and rewarding
     all_equal: Measured = math.nan  # share of the questions to which all got the same reward
 

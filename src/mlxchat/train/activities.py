@@ -55,7 +55,7 @@ class Activities:
             stage.world,
             self._must_stop,
             state.model.named_trainable,
-            tell=lambda text: stage.report(Noted(stage.clock(), text)),
+            show=lambda text: stage.report(Noted(stage.clock(), text)),
         )
         self.leader = Leader(stage.world, lambda: state.plan, rank_batches)
         self._evaluation = stage.evaluation(self.documents, state, rank_batches.draw)
@@ -111,8 +111,8 @@ class Activities:
             saved = SavedModel(state.model, state.tokenizer, conversational, state.base)
             layout.write_saved(folder, saved)
             trainer.write_state(folder, record, state.optimizer.state, loader)
-            if state.before:
-                state.before.write(folder)
+            if state.base_history:
+                state.base_history.write(folder)
 
         path = store.save(stage.folder, step, write, state.nbytes, stage.clock)
         store.prune(stage.folder, stage.config.keep)

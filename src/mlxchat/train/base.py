@@ -21,7 +21,7 @@ from mlxchat.model.lora import add_adapter
 from mlxchat.model.size import parameters
 from mlxchat.optim.schedule import REFERENCE_BATCH, learning_rates
 from mlxchat.plan.memory import AdapterPlan, Resources
-from mlxchat.plan.plan import shape
+from mlxchat.plan.plan import Plan, shape
 from mlxchat.runtime import compute_dtype
 from mlxchat.train.resume import read_saved
 from mlxchat.train.stage import history_of, read_trainer, stage_of
@@ -58,6 +58,11 @@ def read_base(folder: Path, home: Home, lora: LoraConfig | None = None) -> Base:
     state = read_trainer(folder)
     rates = stage_of(state, home).learning_rates(state.plan)
     return Base(model, rates, state.plan.tokens_per_step)
+
+
+def unscaled_rates(plan: Plan, init_lr_frac: float) -> dict[str, float]:
+    """Return the learning rates of pretraining, by group, a share of which are the plan's."""
+    return {group: rate / init_lr_frac for group, rate in plan.learning_rates.items()}
 
 
 def require_trainable(folder: Path, lora: LoraConfig | None = None) -> None:
@@ -124,7 +129,7 @@ class LoadedBase(NamedTuple):
     """The model that a run starts from."""
 
     model: GPT
-    before: History  # how it came to be
+    history: History  # how it came to be
     base: BaseRecord | None  # the model in its directory, if an adapter on it is trained
 
 

@@ -11,8 +11,8 @@ from mlxchat.telemetry.events import Event
 class Batches(Iterator[Batch], AbstractContextManager["Batches"], Protocol):
     """A run's batches, step by step from its current position; a context manager."""
 
-    def news(self) -> Sequence[Event]:
-        """Return what there is to tell of the batches since it was last asked."""
+    def take_events(self) -> Sequence[Event]:
+        """Return the events about the batches since the last call."""
 
 
 class LoadedBatches(Loader):
@@ -21,6 +21,6 @@ class LoadedBatches(Loader):
     def __enter__(self) -> "LoadedBatches":
         return self
 
-    def news(self) -> Sequence[Event]:
+    def take_events(self) -> Sequence[Event]:
         """Return nothing."""
         return ()

@@ -7,9 +7,10 @@ from mlxchat.errors import DataError
 from mlxchat.evaluate.answers import MAX_BATCH_TOKENS
 from mlxchat.evaluate.core import CORE, CoreResult, core_scores, measure_core
 from mlxchat.evaluate.core_batches import BatchLimit
+from mlxchat.evaluate.core_bundle import Bundle, open_bundle
 from mlxchat.evaluate.core_examples import CoreExamples, read_items
 from mlxchat.evaluate.core_kept import Verdicts
-from mlxchat.evaluate.core_tasks import CORE_TASKS, Bundle, CoreItem, open_bundle
+from mlxchat.evaluate.core_tasks import CORE_TASKS, CoreItem
 from mlxchat.home import Home
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import memory_room, mx

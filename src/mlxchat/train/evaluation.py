@@ -79,5 +79,5 @@ class LossEvaluation:
                 tokenizer,
                 step,
                 self._clock,
-                lambda numbers: world.gather(numbers).sum(axis=0).tolist(),
+                lambda numbers: world.all_gather(numbers).sum(axis=0).tolist(),
             )

@@ -14,7 +14,7 @@ from mlxchat.config.pretrain import DataConfig, PretrainConfig
 from mlxchat.config.recipes import ENDLESS, Text
 from mlxchat.data.documents import BuiltinDocuments, ShardDocuments, TextDocuments
 from mlxchat.data.fetch import pin
-from mlxchat.data.fingerprint import frames
+from mlxchat.data.fingerprint import quick_fingerprints
 from mlxchat.data.hub import Hub
 from mlxchat.data.shards import (
     DATASETS,
@@ -71,7 +71,7 @@ def open_documents(config: DataConfig, home: Home, report: Report) -> TextDocume
             f"The validation shard, {dataset.validation}, is not in {folder}.",
             f"Download it: {command('data fetch', dataset=dataset.name, num_shards=1)}",
         )
-    known = frames(folder, (*shards.training, shards.validation))
+    known = quick_fingerprints(folder, (*shards.training, shards.validation))
     return ShardDocuments(shards, known=known, seed=config.seed)
 
 
@@ -144,13 +144,15 @@ def reopen_documents(
     check_documents(config, home, names, state.revision)
     if config.streaming:
         return _stream(config, folder, len(names) - 1, report, state.fingerprints)
-    known = frames(folder, names) | state.fingerprints
+    known = quick_fingerprints(folder, names) | state.fingerprints
     return ShardDocuments(LocalShards(folder, names=names), known=known, seed=config.seed)
 
 
-def frames_on_disk(config: DataConfig, home: Home, documents: TextDocuments) -> dict[str, str]:
-    """Return the frames of the dataset's files that are on disk, by name."""
-    return frames(_folder(config, home), documents.names)
+def fingerprints_on_disk(
+    config: DataConfig, home: Home, documents: TextDocuments
+) -> dict[str, str]:
+    """Return the quick fingerprints of the dataset's files that are on disk, by name."""
+    return quick_fingerprints(_folder(config, home), documents.names)
 
 
 def with_names_on_disk(
@@ -227,7 +229,7 @@ def _stream(
     known: dict[str, str],
 ) -> StreamedDocuments:
     hub, dataset = Hub.from_environment(config.endpoint), _streamed(config)
-    known = frames(folder, (*dataset.training(num_shards), dataset.validation)) | known
+    known = quick_fingerprints(folder, (*dataset.training(num_shards), dataset.validation)) | known
     most = config.max_cached_shards
     source = StreamingShards(folder, dataset, most, hub, report, num_shards)
     return StreamedDocuments(source, hub, known, config.seed)

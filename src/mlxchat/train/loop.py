@@ -31,14 +31,14 @@ class Pending:
             share of the loss: (2 + accumulation,).
         state: the loader's state after the step's last batch.
         waited: seconds spent on summing gradients with other ranks; None for a single process.
-        news: events about the step's data, yielded before the step's own event.
+        events: those about the step's data, yielded before the step's own event.
     """
 
     step: int
     metrics: mx.array
     state: LoaderState
     waited: float | None = None
-    news: Sequence[Event] = ()
+    events: Sequence[Event] = ()
 
     def read(self) -> tuple[float, float, float]:
         """Wait for the step; return its loss, the gradient norm and the learning rate.
@@ -215,7 +215,7 @@ class _Steps:
         pending = self._unreported
         if pending is None:
             return
-        yield from pending.news
+        yield from pending.events
         loss, norm, learning_rate = pending.read()
         cursor = pending.state.cursor
         seconds = self._end() - self._timed_from

@@ -72,9 +72,9 @@ def least_resources(world: World, dtype: str = "auto") -> Resources:
     kinds = get_args(ScoresHeld)
     shares_memory = machine().backend != "cuda"
     name = system.identity() if shares_memory else f"{system.identity()}, rank {world.rank}"
-    machines = world.gather_texts(name)
+    machines = world.all_gather_texts(name)
     row = [own.memory, own.value_bytes, kinds.index(own.scores_held), own.streams]
-    memory, value_bytes, held, streams = world.gather(row).T
+    memory, value_bytes, held, streams = world.all_gather(row).T
     shares = [
         int(free) // machines.count(each) for free, each in zip(memory, machines, strict=True)
     ]
@@ -209,7 +209,7 @@ def step_timer(
             world.rows(plan.rows_per_step)
             if not world.alone:
                 world.announce(Act.MEASURE)
-                world.gather_texts(plan.model_dump_json())
+                world.all_gather_texts(plan.model_dump_json())
             measured[step] = step_seconds(plan, left / 2, timer, compile, dtype, world)
             left -= timer() - begun
         return measured.get(step)
@@ -248,7 +248,7 @@ def step_seconds(
         mx.eval(pending.metrics, step.model.parameters(), step.optimizer.state)
         waiting.append(pending.waited or 0.0)
         computing.append(timer() - begun - waiting[-1])
-        late = world.gather([timer() - started > limit])[0, 0]
+        late = world.all_gather([timer() - started > limit])[0, 0]
         if number > 1 and late:
             break
     del launch, step

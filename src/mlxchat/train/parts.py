@@ -39,8 +39,8 @@ def step_parts(
         stage.config.seed,
         stage.world,
         draw,
-        stage.draws,
-        batches.news,
+        stage.on_policy,
+        batches.take_events,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mlxchat.engine.rollout import DrawnAnswer
+from mlxchat.engine.rollout import SampledAnswer
 
 DEVIATION = 1e-4  # added to the deviation by which advantages are divided
 
@@ -24,12 +24,12 @@ _Floats = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int32]
 
 
-class LaidOutRows(NamedTuple):
-    """Answers laid out as training rows, one each.
+class PaddedRows(NamedTuple):
+    """Answers with their prompts as training rows, one each, padded to one length.
 
     Attributes:
         ids: (R, T), prompt and answer without its last token, then padding.
-        targets: (R, T), each the next token where the model drew it; -1 elsewhere.
+        targets: (R, T), each the next token where the model sampled it; -1 elsewhere.
     """
 
     ids: _Ids
@@ -57,39 +57,37 @@ def all_equal(rewards: _Floats) -> npt.NDArray[np.bool_]:
     return same
 
 
-def laid_out_rows(
-    prompts: Sequence[Sequence[int]], answers: Sequence[DrawnAnswer], padding: int, width: int = 0
-) -> LaidOutRows:
-    """Lay out answers with their prompts; each answer has a prompt, of at least one token.
+def padded_rows(
+    prompts: Sequence[Sequence[int]], answers: Sequence[SampledAnswer], padding: int
+) -> PaddedRows:
+    """Make training rows of answers with their prompts, each of at least one token.
 
     Args:
         prompts, answers: as many of both.
         padding: the id that fills up the rows.
-        width: the number of columns, at least as many as needed; 0 for just so many.
     """
-    lengths = [len(p) + len(a.ids) for p, a in zip(prompts, answers, strict=True)]
-    width = max(width, max(lengths) - 1)
-    ids = np.full((len(answers), width + 1), padding, np.int32)
-    drawn = np.zeros(ids.shape, np.bool_)
+    longest = max(len(p) + len(a.ids) for p, a in zip(prompts, answers, strict=True))
+    ids = np.full((len(answers), longest), padding, np.int32)
+    sampled = np.zeros(ids.shape, np.bool_)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         begin, end = len(prompt), len(prompt) + len(answer.ids)
         ids[row, :begin], ids[row, begin:end] = prompt, answer.ids
-        drawn[row, begin:end] = ~np.array(answer.forced, np.bool_)
-    return LaidOutRows(ids[:, :-1], np.where(drawn, ids, -1)[:, 1:])
+        sampled[row, begin:end] = ~np.array(answer.forced, np.bool_)
+    return PaddedRows(ids[:, :-1], np.where(sampled, ids, -1)[:, 1:])
 
 
 def row_weights(
-    advantages: _Floats, drawn: npt.NDArray[np.int64], per_pass: int, questions: int
+    advantages: _Floats, sampled: npt.NDArray[np.int64], per_pass: int, questions: int
 ) -> _Floats:
     """Return the weight of each answer's summed losses in the loss of a step, (answers,).
 
     Args:
         advantages: (questions, samples), of some or all questions of the step.
-        drawn: (questions, samples), how many tokens the model drew of each answer.
+        sampled: (questions, samples), how many tokens the model sampled of each answer.
         per_pass: the answers of a pass; it divides the samples of a question.
         questions: over which the step's loss is averaged, at least 1.
     """
     samples = advantages.shape[1]
-    tokens = np.maximum(drawn.reshape(-1, per_pass).sum(axis=1, keepdims=True), 1)  # of passes
+    tokens = np.maximum(sampled.reshape(-1, per_pass).sum(axis=1, keepdims=True), 1)  # of passes
     passes = questions * (samples // per_pass)
     return np.asarray(advantages.reshape(-1, per_pass) / (tokens * passes), np.float32).reshape(-1)

@@ -121,8 +121,10 @@ class Pretraining(Stage[PretrainConfig, TextDocuments]):
         return inputs.open_validation(self.config, self.home, names)
 
     def files(self, documents: TextDocuments) -> dict[str, str]:
-        """Return the frames of the shards on disk, and what is known of others."""
-        return documents.fingerprints | inputs.frames_on_disk(self.config, self.home, documents)
+        """Return the quick fingerprints of the shards on disk, and what is known of others."""
+        return documents.fingerprints | inputs.fingerprints_on_disk(
+            self.config, self.home, documents
+        )
 
     def notes(self, documents: TextDocuments) -> Iterable[str]:
         """Return what the preset stands for."""

@@ -61,20 +61,20 @@ class RankBatches:
         asked: returns True if this process was asked to end.
         weights: returns the arrays that must be the same on all ranks.
         note: returns the latest note about this rank's data; rank 0's is shown anyway.
-        tell: shows a note about another rank's data; used by rank 0.
+        show: shows a note about another rank's data; used by rank 0.
     """
 
     world: World
     asked: ShouldStop
     weights: Callable[[], Arrays]
     note: LastNote = field(default_factory=LastNote)
-    tell: Callable[[str], None] = lambda text: None
+    show: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drawing")
-        self._told = [""] * self.world.size
+        self._reported = [""] * self.world.size
 
-    def of_step(self, number: int, draw: Draw) -> list[Batch]:
+    def step_batches(self, number: int, draw: Draw) -> list[Batch]:
         """Return a step's batches; every `COMPARED_EVERY` steps the weights are compared.
 
         Raises:
@@ -94,24 +94,24 @@ class RankBatches:
         while True:
             done = wait([drawing], WAIT_SECONDS).done
             batches = drawing.result() if done else []
-            heard = self.world.gather([bool(done), asked()])
+            heard = self.world.all_gather([bool(done), asked()])
             if heard[:, 1].any():
                 raise Stopped
             if heard[:, 0].all():
                 return batches
-            self._say_why()
+            self._report_reasons()
 
-    def any_asked(self) -> bool:
+    def any_stopping(self) -> bool:
         """Return whether any rank was asked to end."""
-        return bool(self.world.gather([self.asked()]).any())
+        return bool(self.world.all_gather([self.asked()]).any())
 
-    def _say_why(self) -> None:
+    def _report_reasons(self) -> None:
         """Have rank 0 show each note of another rank once."""
-        said = self.world.gather_texts(self.note.last)
-        for rank, text in enumerate(said):
-            if rank and text not in ("", self._told[rank]):
-                self.tell(f"Rank {rank}: {text}")
-        self._told = said
+        notes = self.world.all_gather_texts(self.note.last)
+        for rank, text in enumerate(notes):
+            if rank and text not in ("", self._reported[rank]):
+                self.show(f"Rank {rank}: {text}")
+        self._reported = notes
 
 
 @dataclass
@@ -133,15 +133,15 @@ class Leader:
         self._waited_for = time.monotonic()
 
     def step(self, number: int, draw: Draw) -> list[Batch]:
-        """Announce a step and return its batches, as `RankBatches.of_step` does."""
+        """Announce a step and return its batches, as `RankBatches.step_batches` does."""
         if self.world.alone:
             return draw()
         if (plan := self.plan()) is not self._sent:
             self.world.announce(Act.PLAN)
-            self.world.gather_texts(plan.model_dump_json())
+            self.world.all_gather_texts(plan.model_dump_json())
             self._sent = plan
         self.world.announce(Act.STEP, number)
-        return self.rank_batches.of_step(number, draw)
+        return self.rank_batches.step_batches(number, draw)
 
     def evaluation(self, step: int) -> None:
         """Announce an evaluation; the ranks compare their weights before it."""
@@ -160,7 +160,7 @@ class Leader:
         if time.monotonic() <= self._waited_for + WAIT_INTERVAL:
             return False
         self.world.announce(Act.WAIT)
-        asked = self.rank_batches.any_asked()
+        asked = self.rank_batches.any_stopping()
         self._waited_for = time.monotonic()
         return asked
 
@@ -207,14 +207,14 @@ def _train(run: Received, note: LastNote, stop: ShouldStop) -> None:
     evaluation = stage.evaluation(documents, state, rank_batches.draw)
     # The documents are closed first: that ends a wait for one of their shards.
     with stage.batches(documents, state) as batches, closing(documents):
-        launch = stage.compile(step_parts(stage, state, batches, rank_batches.of_step))
+        launch = stage.compile(step_parts(stage, state, batches, rank_batches.step_batches))
         while True:
             act, number = world.listen()
             if act is Act.STEP:
                 with suppress(Stopped):  # nobody makes the step, and the end follows
                     launch(number)
             elif act is Act.WAIT:
-                rank_batches.any_asked()
+                rank_batches.any_stopping()
             elif act is Act.PLAN:
                 state.plan = _plan(world)
             elif act is Act.EVALUATE:
@@ -226,7 +226,7 @@ def _train(run: Received, note: LastNote, stop: ShouldStop) -> None:
 
 
 def _plan(world: World) -> Plan:
-    return as_type(parse_json(world.gather_texts("")[0]), TypeAdapter(Plan))
+    return as_type(parse_json(world.all_gather_texts("")[0]), TypeAdapter(Plan))
 
 
 def differing(error: RanksDifferError) -> BackendError:

@@ -1,7 +1,7 @@
 """Resumes a run: finds its newest checkpoint, checks that its data is the same, and loads it.
 
-Files are compared by their size and footer here (`frames`), and completely when they are read
-(`KnownShards`).
+Files are compared by their size and footer here (`quick_fingerprints`), and completely when they
+are read (`KnownShards`).
 """
 
 from collections.abc import Generator, Sequence
@@ -15,7 +15,7 @@ from mlxchat.checkpoint.history import History
 from mlxchat.checkpoint.trainer import TrainerState
 from mlxchat.config.pretrain import PretrainConfig
 from mlxchat.config.run import RunConfig, is_name
-from mlxchat.data.fingerprint import agree, frames, replaced
+from mlxchat.data.fingerprint import agree, quick_fingerprints, replaced
 from mlxchat.data.loader import LoaderState
 from mlxchat.errors import CheckpointError, ConfigError, DataError
 from mlxchat.model.gpt import GPT
@@ -43,7 +43,7 @@ class TrainState:
     optimizer: MuonAdamW
     step: int
     loader: LoaderState
-    before: History | None = None  # how the model came to be that the run began with
+    base_history: History | None = None  # of the model that the run began with
     base: BaseRecord | None = None  # the model below the adapter that is trained, if one is
 
     @property
@@ -144,15 +144,15 @@ def load_state(plan: Plan, saved: SavedRun[Config], dtype: mx.Dtype) -> TrainSta
     optimizer = MuonAdamW(stored.model)
     optimizer.state = trainer.read_optimizer(saved.folder, optimizer.state)
     loader = trainer.read_loader(saved.folder)
-    before, step = history.read_file(saved.folder), saved.trainer.step
+    base_history, step = history.read_file(saved.folder), saved.trainer.step
     return TrainState(
-        plan, stored.tokenizer, stored.model, optimizer, step, loader, before, stored.base
+        plan, stored.tokenizer, stored.model, optimizer, step, loader, base_history, stored.base
     )
 
 
 # Is the data the same?
 
-_PUT_BACK = "use another name with `model_tag`, or start from scratch with `fresh`."
+_OTHERWISE = "use another name with `model_tag`, or start from scratch with `fresh`."
 
 
 def require_same_files(
@@ -176,9 +176,9 @@ def require_same_files(
         raise DataError(
             f"The run {tag} was started with {_in_words(before)}, not with {_in_words(data_dir)}, "
             "and it is unknown whether their files are the same.",
-            f"Use the data that it was started with, {_PUT_BACK}",
+            f"Use the data that it was started with, {_OTHERWISE}",
         )
-    for name, found in frames(folder, state.data).items():
+    for name, found in quick_fingerprints(folder, state.data).items():
         if not agree(state.fingerprints.get(name, found), found):
             raise replaced(folder / name)
 
@@ -193,7 +193,7 @@ def require_revision(tag: str, folder: Path, found: str | None, saved: str | Non
         raise DataError(
             f"The run {tag} was started with revision {saved} of its dataset; the shards in "
             f"{folder} are from revision {found}.",
-            f"Restore the shards that it was started with, {_PUT_BACK}",
+            f"Restore the shards that it was started with, {_OTHERWISE}",
         )
 
 
@@ -212,7 +212,7 @@ def require_names(tag: str, folder: Path, saved: Sequence[str], names: Sequence[
     if missing := [name for name in saved if name not in names]:
         raise DataError(
             f"The run {tag} was started with files that are missing: {', '.join(missing[:3])}.",
-            f"Restore them in {folder}, {_PUT_BACK}",
+            f"Restore them in {folder}, {_OTHERWISE}",
         )
 
 

@@ -51,14 +51,14 @@ def called_safely(
     """
     shown = sys.stdout, sys.stderr
 
-    def give_up_aloud() -> None:
+    def give_up_with_output() -> None:
         redirected = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = shown
         give_up()
         sys.stdout, sys.stderr = redirected
 
     with users_code() as printed:
-        result = _number_of(call, give_up_aloud)
+        result = _number_of(call, give_up_with_output)
     return result, printed.text
 
 

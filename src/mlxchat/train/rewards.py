@@ -108,12 +108,12 @@ class CheckedReward:
         return total
 
     def notes(self) -> list[str]:
-        """Return what is to be said since the last call: the 1st, 10th, 100th fault of a kind."""
-        said, self._notes = self._notes, []
-        return said
+        """Return the notes since the last call: about the 1st, 10th and 100th fault of a kind."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def _called(self, name: str, call: Callable[[], object]) -> float | Fault:
-        """Return what a function returns, as a number, or its fault; counts what is to be said."""
+        """Return what a function returns as a number, or its fault; count what deserves a note."""
         began = self._clock.seconds()
         result, printed = called_safely(call, lambda: self._give_up(_unstoppable(name)))
         took = self._clock.seconds() - began

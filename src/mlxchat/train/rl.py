@@ -6,7 +6,7 @@ questions correctly: if all answers are equally good, there is nothing to learn.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -17,42 +17,45 @@ from mlxchat.checkpoint import catalog, layout, store, trainer
 from mlxchat.config.rl import RlConfig
 from mlxchat.config.run import is_name
 from mlxchat.data.loader import Batch, LoaderState
-from mlxchat.data.questions.choice import GENERATED, GSM8K, TaskChoice
-from mlxchat.data.questions.levels import FoundLevel, find_level
-from mlxchat.data.questions.question import QuestionSource, TaskQuestion
+from mlxchat.data.questions.choice import GENERATED, GSM8K
+from mlxchat.data.questions.question import QuestionSource
 from mlxchat.data.questions.tasks import GSM8K_SOURCE, questions_of
 from mlxchat.engine.rollout import answer_keys
-from mlxchat.errors import CheckpointError, ConfigError, DataError, MlxchatError, NotFound, command
+from mlxchat.errors import CheckpointError, DataError, MlxchatError, NotFound, command
 from mlxchat.home import Home
 from mlxchat.optim.optimizer import MuonAdamW
 from mlxchat.plan.memory import Resources
 from mlxchat.plan.plan import Plan
 from mlxchat.runtime import compute_dtype, hold_memory
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Clock
-from mlxchat.telemetry.events import Event, Noted, Progressed, Report, Sampled
+from mlxchat.telemetry.events import Event, Noted, Report, Sampled
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.trackers import require_tracker
 from mlxchat.tokenizer.bpe import Tokenizer
-from mlxchat.train.base import adapter_plan, load_base, require_trainable, with_default_source
+from mlxchat.train.answer_sampler import AnswerSampler
+from mlxchat.train.base import (
+    adapter_plan,
+    load_base,
+    require_trainable,
+    unscaled_rates,
+    with_default_source,
+)
 from mlxchat.train.evaluation import Evaluation, never
-from mlxchat.train.examiner import Examiner
-from mlxchat.train.judgement import JudgedEvaluation
 from mlxchat.train.loop import ShouldStop
+from mlxchat.train.question_evaluation import QuestionEvaluation
 from mlxchat.train.resume import SavedRun, TrainState
 from mlxchat.train.rewards import CheckedReward, reward_fingerprints, rewards_of
 from mlxchat.train.rl_documents import QuestionDocuments, files_of
+from mlxchat.train.rl_level import level_notes, suitable_level
 from mlxchat.train.rl_plan import RL_MOMENTUM, question_survey, rl_plan
-from mlxchat.train.rollouts import OF_EVALUATIONS, Rollouts
+from mlxchat.train.rollouts import EVALUATION_SEED, Rollouts
 from mlxchat.train.run import run
 from mlxchat.train.sft import FineTuning
 from mlxchat.train.stage import Prepared, Stage
 from mlxchat.train.step import Draw
 from mlxchat.train.world import ALONE, World
 
-SHOWN = 2  # samples
-LEVEL_SAMPLES = 4  # answers to each question by which a level is chosen
-LEVEL_TOGETHER = 256
-HOPELESS = 0.1  # share of right answers below which published runs gained nothing
+SAMPLES_SHOWN = 2
 
 
 def run_reinforcement(
@@ -111,60 +114,10 @@ def with_level(
             if newest:
                 state = trainer.read_state(newest, {Reinforcement.name: RlConfig})
                 return config.model_copy(update={"level": state.settings.level}), []
-    found = _found_level(config, home, report, clock)
-    if not found.share:
-        raise ConfigError(
-            f"The model answers none of the {config.task} questions correctly, at any level, so "
-            "there is nothing to reward.",
-            f"Choose another `task`, or fine-tune the model on this one first: {_to_learn(config)}",
-        )
-    tried = ", ".join(f"{share:.1%} at level {level}" for level, share in found.shares.items())
-    note = f"Level {found.level} of {config.task}, of which the model gets {found.share:.1%} right"
-    note += "." if found.suits else f", though 20 to 60% would suit it better ({tried})."
-    notes = [note]
-    if found.share < HOPELESS:
-        notes.append(
-            f"With less than {HOPELESS:.0%} right, little is learned. Fine-tune the model on the "
-            f"task first: {_to_learn(config)}"
-        )
-    return config.model_copy(update={"level": found.level}), notes
-
-
-def _to_learn(config: RlConfig) -> str:
-    """Return the command that fine-tunes the model on the easiest questions of its task."""
-    easiest = str(TaskChoice(config.task, 1, config.calculator))
-    return command("sft", source=config.source, data=easiest, model_tag=config.task)
-
-
-def _found_level(config: RlConfig, home: Home, report: Report, clock: Clock) -> FoundLevel:
     saved = layout.read_model(_tuned_folder(config, home), compute_dtype(config.dtype))
-    source = _questions(config.model_copy(update={"level": 1}), home)  # all are judged alike
-    examiner = Examiner(
-        saved.model,
-        saved.tokenizer,
-        source,
-        rewards_of(None, source.check),
-        config.sampling,
-        min(config.max_tokens, saved.model.config.sequence_len // 2),
-        LEVEL_TOGETHER,
-    )
-    asked, task = 0, "finding a level"
-    report(Noted(clock(), f"Looking for a level of {config.task} that suits the model."))
-
-    def answer(questions: Sequence[TaskQuestion]) -> list[list[str]]:
-        nonlocal asked
-        asked += 1
-        keys = [
-            answer_keys(config.seed, OF_EVALUATIONS, asked, index, answers=LEVEL_SAMPLES)
-            for index in range(len(questions))
-        ]
-        texts = examiner.ask(questions, np.stack(keys)).texts
-        report(Progressed(clock(), task, asked, None, "levels"))
-        return [texts[i : i + LEVEL_SAMPLES] for i in range(0, len(texts), LEVEL_SAMPLES)]
-
-    found = find_level(config.task, answer, seed=config.seed, calculator=config.calculator)
-    report(Progressed(clock(), task, asked, asked, "levels"))  # ends its bar
-    return found
+    source = _questions(config.model_copy(update={"level": 1}), home)  # all levels are judged alike
+    found = suitable_level(config, saved, source, report, clock)
+    return config.model_copy(update={"level": found.level}), level_notes(config, found)
 
 
 def _tuned_folder(config: RlConfig, home: Home) -> Path:
@@ -179,12 +132,12 @@ def _tuned_folder(config: RlConfig, home: Home) -> Path:
     if not layout.has_chat_template(folder):
         raise CheckpointError(
             f"The model in {folder} was not trained on conversations, so it cannot answer.",
-            _to_answer(str(config.source), home),
+            _chat_model_remedy(str(config.source), home),
         )
     return folder
 
 
-def _to_answer(source: str, home: Home) -> str:
+def _chat_model_remedy(source: str, home: Home) -> str:
     """Return what to do about a model that does not answer: its fine-tuned one may be there."""
     tuned = f"{source}-sft"  # as sft names it by default
     if is_name(tuned) and store.steps(home.finetuned / tuned):
@@ -212,8 +165,8 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
 
     name = "reinforcement learning"
     settings = RlConfig
-    draws = True
-    _made: tuple[TrainState, Examiner] | None = None  # whose model the examiner asks
+    on_policy = True
+    _sampler_of: tuple[TrainState, AnswerSampler] | None = None  # the newest, with its state
 
     @property
     def begins_with(self) -> str | None:
@@ -229,9 +182,8 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         return [f"its own answers to questions: {task}{level}{calculator}"]
 
     def learning_rates(self, plan: Plan) -> dict[str, float]:
-        """Return the rates before they were made smaller for this stage."""
-        share = self.config.init_lr_frac
-        return {group: rate / share for group, rate in plan.learning_rates.items()}
+        """Return the rates of pretraining, a share of which are the plan's."""
+        return unscaled_rates(plan, self.config.init_lr_frac)
 
     def momentum(self, plan: Plan, step: int) -> float:
         """Return Muon's momentum, which is constant."""
@@ -306,12 +258,12 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         self, documents: QuestionDocuments, state: TrainState, stop: ShouldStop = never
     ) -> Rollouts:
         """Return the answers to learn from, step by step."""
-        examiner = self._examiner(documents, state)
+        sampler = self._sampler(documents, state)
         return Rollouts(
             self.config,
             documents,
             state,
-            examiner,
+            sampler,
             self.reward,
             self.world,
             self.report,
@@ -325,31 +277,33 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
         state: TrainState,
         draw: Callable[[Draw], list[Batch]] = lambda draw: draw(),
     ) -> Evaluation:
-        """Return what asks held-out questions."""
+        """Return the evaluation on held-out questions."""
         assert state.plan.drawing is not None
-        together = state.plan.drawing.together
-        examiner = self._examiner(documents, state)
-        return JudgedEvaluation(self.config, documents, examiner, together, self.world, self.clock)
+        batch_size = state.plan.drawing.together
+        sampler = self._sampler(documents, state)
+        return QuestionEvaluation(
+            self.config, documents, sampler, batch_size, self.world, self.clock
+        )
 
     def sampled(
         self, documents: QuestionDocuments, state: TrainState, step: int
     ) -> Iterator[Event]:
         """Yield answers to the first held-out questions, with their rewards."""
-        questions = list(documents.source.held_out[:SHOWN])
+        questions = list(documents.source.held_out[:SAMPLES_SHOWN])
         seed, numbers = self.config.seed, range(len(questions))
-        keys = np.stack([answer_keys(seed, OF_EVALUATIONS, n, answers=1) for n in numbers])
-        asked = self._examiner(documents, state).ask(questions, keys)
+        keys = np.stack([answer_keys(seed, EVALUATION_SEED, n, answers=1) for n in numbers])
+        answers = self._sampler(documents, state).sample(questions, keys)
         for question, text, reward in zip(
-            questions, asked.texts, asked.rewards[:, 0].tolist(), strict=True
+            questions, answers.texts, answers.rewards[:, 0].tolist(), strict=True
         ):
             yield Sampled(self.clock(), step, f"{question.prompt}\n", text, reward)
 
-    def _examiner(self, documents: QuestionDocuments, state: TrainState) -> Examiner:
-        """Return what asks the model of a state: one for steps, evaluations and samples."""
+    def _sampler(self, documents: QuestionDocuments, state: TrainState) -> AnswerSampler:
+        """Return the sampler of a state's model: one for steps, evaluations and samples."""
         drawing = state.plan.drawing
         assert drawing is not None
-        if self._made is None or self._made[0] is not state:
-            examiner = Examiner(
+        if self._sampler_of is None or self._sampler_of[0] is not state:
+            sampler = AnswerSampler(
                 state.model,
                 state.tokenizer,
                 documents.source,
@@ -359,5 +313,5 @@ class Reinforcement(Stage[RlConfig, QuestionDocuments]):
                 drawing.together,
                 state.plan.streams,
             )
-            self._made = state, examiner
-        return self._made[1]
+            self._sampler_of = state, sampler
+        return self._sampler_of[1]

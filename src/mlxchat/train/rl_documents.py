@@ -13,8 +13,8 @@ from mlxchat.data.preparation import ANSWERS
 from mlxchat.data.questions.question import QuestionSource, TaskQuestion
 from mlxchat.tokenizer.messages import Document
 
-ASKED_QUESTIONS = "questions"  # among the fingerprints: stands for what is asked
-SEEN = 256  # questions that tell a version that asks others
+ASKED_QUESTIONS = "questions"  # the name of their fingerprint among those of files
+FINGERPRINTED = 256  # questions of each part: enough to notice a version that makes others
 
 
 class QuestionDocuments:
@@ -44,7 +44,8 @@ class QuestionDocuments:
     def fingerprints(self) -> dict[str, str]:
         """The fingerprints of the files that the run depends on, and of the questions."""
         digest = hashlib.sha256()
-        for question in (*islice(self.source.train, SEEN), *self.source.held_out[:SEEN]):
+        first = islice(self.source.train, FINGERPRINTED)
+        for question in (*first, *self.source.held_out[:FINGERPRINTED]):
             digest.update(f"{question.prompt}\0{question.answer}\0".encode())
         return {**self._files, ASKED_QUESTIONS: digest.hexdigest()}
 

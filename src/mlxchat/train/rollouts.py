@@ -22,10 +22,10 @@ from mlxchat.runtime import mx
 from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Drawing, Event, Noted, Report, Rewarded
 from mlxchat.tokenizer.bpe import ASSISTANT_END
+from mlxchat.train.answer_sampler import AnswerSampler, ScoredAnswers
 from mlxchat.train.collapse import CollapseWatch
-from mlxchat.train.examiner import Examined, Examiner
 from mlxchat.train.loop import ShouldStop
-from mlxchat.train.policy_gradient import advantages, all_equal, laid_out_rows, row_weights
+from mlxchat.train.policy_gradient import advantages, all_equal, padded_rows, row_weights
 from mlxchat.train.resume import TrainState
 from mlxchat.train.rewards import CheckedReward
 from mlxchat.train.rl_documents import QuestionDocuments
@@ -33,12 +33,12 @@ from mlxchat.train.world import World
 
 ENTROPY_EVERY = 8  # answers, of which one tells the entropy
 WIDTHS = 16  # of rows: each is traced once
-TOLD_EVERY = 0.25  # seconds between two events of progress
+PROGRESS_INTERVAL = 0.25  # seconds between two events of progress
 
-OF_STEPS, OF_EVALUATIONS = 0, 1  # in the seeds of answers
+STEP_SEED, EVALUATION_SEED = 0, 1  # keep the keys of steps and evaluations apart
 
 
-class LearntRows(NamedTuple):
+class TrainingRows(NamedTuple):
     """The rows that a rank trains on in a step: those with a gradient, the longest last.
 
     Attributes:
@@ -79,7 +79,7 @@ class Rollouts:
         config: the run's settings.
         documents: the questions.
         state: the run, at the first step for which batches are wanted.
-        examiner: asks the model.
+        sampler: samples the answers.
         reward: the rewards, whose notes are reported.
         world: the ranks; each asks its own of the step's questions.
         report: called with the progress of sampling.
@@ -92,7 +92,7 @@ class Rollouts:
         config: RlConfig,
         documents: QuestionDocuments,
         state: TrainState,
-        examiner: Examiner,
+        sampler: AnswerSampler,
         reward: CheckedReward,
         world: World,
         report: Report,
@@ -100,11 +100,11 @@ class Rollouts:
         stop: ShouldStop,
     ) -> None:
         self._config, self._documents, self._state = config, documents, state
-        self._examiner, self._reward, self._world = examiner, reward, world
+        self._sampler, self._reward, self._world = sampler, reward, world
         self._report, self._clock, self._stop = report, clock, stop
         self._step, self._cursor = state.step, state.loader.cursor
         self._ready: deque[Batch] = deque()
-        self._news: list[Event] = []
+        self._events: list[Event] = []
         self._collapse = CollapseWatch("learning_rate" if config.lora else "init_lr_frac")
 
     def __iter__(self) -> Iterator[Batch]:
@@ -112,7 +112,7 @@ class Rollouts:
 
     def __next__(self) -> Batch:
         if not self._ready:
-            self._ready.extend(self._of_next_step())
+            self._ready.extend(self._next_step())
         return self._ready.popleft()
 
     def __enter__(self) -> "Rollouts":
@@ -121,104 +121,106 @@ class Rollouts:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def news(self) -> Sequence[Event]:
-        """Return what there is to tell of the answers since it was last asked."""
-        news, self._news = self._news, []
-        return news
+    def take_events(self) -> Sequence[Event]:
+        """Return the events about the answers since the last call."""
+        events, self._events = self._events, []
+        return events
 
-    def _of_next_step(self) -> list[Batch]:
-        """Draw the answers of the next step; where that is given up, the step is still the next."""
+    def _next_step(self) -> list[Batch]:
+        """Sample the answers of the next step; if that is stopped, the same step comes next."""
         config, world, began = self._config, self._world, self._clock.seconds()
         number = self._step + 1
         questions, cursor = self._documents.following(self._cursor, config.examples)
         own = world.rows(config.examples)
         keys = np.stack(
             [
-                answer_keys(config.seed, OF_STEPS, number, index, answers=config.samples)
+                answer_keys(config.seed, STEP_SEED, number, index, answers=config.samples)
                 for index in range(config.examples)[own]
             ]
         )
-        asked = self._asked(number, questions[own], keys)
+        answers = self._sampled(number, questions[own], keys)
         seconds = self._clock.seconds() - began
-        step = _learnt(asked, config, self._padding, self._averaged(asked))
-        self._tell(number, asked, step, seconds)
+        rows = _training_rows(answers, config, self._padding, self._questions_in_loss(answers))
+        self._record(number, answers, rows, seconds)
         self._step, self._cursor = number, cursor
-        return self._divided(step, cursor)
+        return self._micro_batches(rows, cursor)
 
-    def _asked(
+    def _sampled(
         self, number: int, questions: list[TaskQuestion], keys: npt.NDArray[np.uint32]
-    ) -> Examined:
-        total, told = keys.shape[0] * keys.shape[1], -TOLD_EVERY
+    ) -> ScoredAnswers:
+        total, reported = keys.shape[0] * keys.shape[1], -PROGRESS_INTERVAL
 
         def watch(ended: int, rewarded: int) -> None:
-            nonlocal told
+            nonlocal reported
             if self._stop():
                 raise Stopped
             now = self._clock.seconds()
-            if now - told >= TOLD_EVERY:
-                told = now
+            if now - reported >= PROGRESS_INTERVAL:
+                reported = now
                 self._report(Drawing(self._clock(), number, ended, total, rewarded))
 
-        return self._examiner.ask(questions, keys, watch)
+        return self._sampler.sample(questions, keys, watch)
 
     @property
     def _padding(self) -> int:
         return self._state.tokenizer.special(ASSISTANT_END)
 
-    def _averaged(self, asked: Examined) -> int:
+    def _questions_in_loss(self, answers: ScoredAnswers) -> int:
         """Return over how many questions of all ranks the loss of the step is averaged."""
         if not self._config.skip_equal:
             return self._config.examples
-        different = float((~all_equal(asked.rewards)).sum())
-        return max(1, int(self._world.gather([different]).sum()))
+        different = float((~all_equal(answers.rewards)).sum())
+        return max(1, int(self._world.all_gather([different]).sum()))
 
-    def _divided(self, step: LearntRows, cursor: Cursor) -> list[Batch]:
+    def _micro_batches(self, rows: TrainingRows, cursor: Cursor) -> list[Batch]:
         """Return a rank's micro-batches, each of the same number of rows or of none."""
-        plan = self._state.plan.of_each(self._world.size)
+        plan = self._state.plan.per_rank(self._world.size)
         size, state = plan.device_batch_size, LoaderState(cursor)
         unit = max(8, -(-self._state.plan.row_tokens // WIDTHS))
         batches = []
         for first in range(0, plan.rows_per_step, size):
             part = slice(first, first + size)
-            rows = len(step.ids[part])
-            if not rows and first:
-                none = step.ids[:0]
-                batches.append(Batch(none, none, state, step.weights[:0]))
+            count = len(rows.ids[part])
+            if not count and first:
+                none = rows.ids[:0]
+                batches.append(Batch(none, none, state, rows.weights[:0]))
                 continue
-            needed = int(step.lengths[part].max(initial=1))
+            needed = int(rows.lengths[part].max(initial=1))
             width = min(-(-needed // unit) * unit, self._state.plan.row_tokens)
-            columns = min(width, step.ids.shape[1])
+            columns = min(width, rows.ids.shape[1])
             ids = np.full((size, width), self._padding, np.int32)
             targets = np.full((size, width), -1, np.int32)
             weights = np.zeros(size, np.float32)
-            ids[:rows, :columns] = step.ids[part, :columns]
-            targets[:rows, :columns] = step.targets[part, :columns]
-            weights[:rows] = step.weights[part]
+            ids[:count, :columns] = rows.ids[part, :columns]
+            targets[:count, :columns] = rows.targets[part, :columns]
+            weights[:count] = rows.weights[part]
             batches.append(Batch(ids, targets, state, weights))
         return batches
 
-    def _tell(self, number: int, asked: Examined, step: LearntRows, seconds: float) -> None:
-        """Note what is to be told of the answers of all ranks."""
-        plan, right = self._state.plan, asked.right
+    def _record(
+        self, number: int, answers: ScoredAnswers, rows: TrainingRows, seconds: float
+    ) -> None:
+        """Record the events about the answers of all ranks."""
+        plan, right = self._state.plan, answers.right
         assert plan.drawing is not None
-        model, together = self._state.model, plan.device_batch_size
-        nats, counted = _entropy(model, asked, self._padding, together)
-        cut_off = sum(len(answer.ids) >= plan.drawing.max_tokens for answer in asked.answers)
+        model, batch_size = self._state.model, plan.device_batch_size
+        nats, counted = _entropy(model, answers, self._padding, batch_size)
+        cut_off = sum(len(answer.ids) >= plan.drawing.max_tokens for answer in answers.answers)
         sums = AnswerSums(
             questions=len(right),
             answers=right.size,
-            reward=float(asked.rewards.sum()),
+            reward=float(answers.rewards.sum()),
             right=float(right.sum()),
             all_right=float(right.all(axis=1).sum()),
             all_wrong=float((~right.any(axis=1)).sum()),
-            all_equal=float(all_equal(asked.rewards).sum()),
-            tokens=asked.tokens,
+            all_equal=float(all_equal(answers.rewards).sum()),
+            tokens=answers.tokens,
             cut_off=cut_off,
             nats=nats,
             counted=counted,
-            learned=float(step.lengths.sum()),
+            learned=float(rows.lengths.sum()),
         )
-        of_ranks = self._world.gather([*sums, seconds])
+        of_ranks = self._world.all_gather([*sums, seconds])
         total = AnswerSums(*of_ranks[:, :-1].sum(axis=0).tolist())
         event = Rewarded(
             self._clock(),
@@ -235,34 +237,38 @@ class Rollouts:
             seconds=float(of_ranks[:, -1].max()),
             all_equal=total.all_equal / total.questions,
         )
-        said = [*self._reward.notes(), *self._collapse.notes(event)]
-        self._news += [event, *(Noted(self._clock(), text) for text in said)]
+        notes = [*self._reward.notes(), *self._collapse.notes(event)]
+        self._events += [event, *(Noted(self._clock(), text) for text in notes)]
 
 
-def _learnt(asked: Examined, config: RlConfig, padding: int, averaged: int) -> LearntRows:
-    """Lay out the answers that have a gradient."""
-    ids, targets = laid_out_rows(asked.prompts, asked.answers, padding)
-    drawn = (targets >= 0).sum(axis=1)
-    gains = advantages(asked.rewards, config.advantage)
-    weights = row_weights(gains, drawn.reshape(gains.shape), config.samples_per_pass, averaged)
-    pairs = zip(asked.prompts, asked.answers, strict=True)
+def _training_rows(
+    answers: ScoredAnswers, config: RlConfig, padding: int, questions_in_loss: int
+) -> TrainingRows:
+    """Return the rows of the answers that have a gradient."""
+    ids, targets = padded_rows(answers.prompts, answers.answers, padding)
+    sampled = (targets >= 0).sum(axis=1)
+    gains = advantages(answers.rewards, config.advantage)
+    weights = row_weights(
+        gains, sampled.reshape(gains.shape), config.samples_per_pass, questions_in_loss
+    )
+    pairs = zip(answers.prompts, answers.answers, strict=True)
     lengths = np.array([len(prompt) + len(answer.ids) - 1 for prompt, answer in pairs])
-    learnt = np.flatnonzero((weights != 0) & (drawn > 0))
-    order = learnt[np.argsort(lengths[learnt], kind="stable")]
-    return LearntRows(ids[order], targets[order], weights[order], lengths[order])
+    trained = np.flatnonzero((weights != 0) & (sampled > 0))
+    order = trained[np.argsort(lengths[trained], kind="stable")]
+    return TrainingRows(ids[order], targets[order], weights[order], lengths[order])
 
 
-def _entropy(model: GPT, asked: Examined, padding: int, together: int) -> tuple[float, int]:
-    """Return the sum of negative log probabilities of drawn tokens, and how many there are.
+def _entropy(model: GPT, scored: ScoredAnswers, padding: int, batch_size: int) -> tuple[float, int]:
+    """Return the sum of negative log probabilities of sampled tokens, and how many there are.
 
-    Their mean is an estimate of the entropy of what the model draws from, at temperature 1 and
+    Their mean is an estimate of the entropy of the model's distribution, at temperature 1 and
     before the rarest tokens are excluded. Some of the answers are enough for it.
     """
-    prompts, answers = asked.prompts[::ENTROPY_EVERY], asked.answers[::ENTROPY_EVERY]
+    prompts, answers = scored.prompts[::ENTROPY_EVERY], scored.answers[::ENTROPY_EVERY]
     total, counted = 0.0, 0
-    for first in range(0, len(prompts), together):
-        part = slice(first, first + together)
-        ids, targets = laid_out_rows(prompts[part], answers[part], padding)
+    for first in range(0, len(prompts), batch_size):
+        part = slice(first, first + batch_size)
+        ids, targets = padded_rows(prompts[part], answers[part], padding)
         losses = model.losses(mx.array(ids), mx.array(targets))
         total, counted = total + float(np.array(losses).sum()), counted + int((targets >= 0).sum())
     return total, counted

@@ -7,13 +7,14 @@ from typing import Any
 
 from mlxchat import __version__, runtime
 from mlxchat.checkpoint import catalog, store
-from mlxchat.checkpoint.best import judged_steps
+from mlxchat.checkpoint.best import scored_steps
 from mlxchat.checkpoint.evaluation_files import (
     evaluations_by_run,
     evaluations_of,
     rename_evaluations,
 )
 from mlxchat.checkpoint.files import require_connected
+from mlxchat.checkpoint.run_names import require_own_spelling
 from mlxchat.data.documents import Documents
 from mlxchat.device_failures import explained
 from mlxchat.disk import storing
@@ -34,7 +35,7 @@ from mlxchat.train.loop import Cadence, Hooks, train
 from mlxchat.train.measure import resources_of_all
 from mlxchat.train.parts import step_parts
 from mlxchat.train.ranks import differing
-from mlxchat.train.resume import TrainState, resume
+from mlxchat.train.resume import SavedRun, TrainState, resume
 from mlxchat.train.sharing import send
 from mlxchat.train.stage import Prepared, Stage
 from mlxchat.train.world import RanksDifferError
@@ -75,7 +76,7 @@ def run(
         require_connected(home.log(config.tag))
         store.tidy(stage.folder)
 
-        catalog.require_own_spelling(home, config.tag, "model_tag")
+        require_own_spelling(home, config.tag, "model_tag")
 
         # Was it started before?
         saved = None if fresh else stage.saved()
@@ -96,14 +97,11 @@ def run(
             yield Noted(clock(), note)
 
         # Plan, tokenizer, model and optimizer: as saved, or new
-        notes: tuple[str, ...] = ()
-        means = resources_of_all(stage.world, config.dtype)
+        resources = resources_of_all(stage.world, config.dtype)
         if saved:
-            state = yield from resume(config, saved, means, clock)
-            meter.restore(saved.trainer.meter)
+            state, notes = yield from _resume(stage, saved, resources, meter)
         else:
-            state, notes = yield from _begin(stage, documents, means, started_at, fresh)
-
+            state, notes = yield from _begin(stage, documents, resources, started_at, fresh)
         send(stage, documents, state)
 
         # Log, status file and tracker: other programs follow the run by them.
@@ -153,15 +151,24 @@ def _require_own_name(stage: Stage[Any, Any]) -> None:
             )
 
 
+def _resume(
+    stage: Stage[Any, Any], saved: SavedRun[Any], resources: Resources, meter: Meter
+) -> Generator[Event, None, Prepared]:
+    """Load a saved run, and its meter."""
+    state = yield from resume(stage.config, saved, resources, stage.clock)
+    meter.restore(saved.trainer.meter)
+    return Prepared(state, ())
+
+
 def _begin(
     stage: Stage[Any, Any],
     documents: Documents,
-    means: Resources,
+    resources: Resources,
     started_at: float,
     fresh: bool,
 ) -> Generator[Event, None, Prepared]:
     """Prepare a new run; with ``fresh``, an earlier one is set aside once that has succeeded."""
-    state, notes = yield from stage.prepare(documents, means, started_at)
+    state, notes = yield from stage.prepare(documents, resources, started_at)
     stage.world.rows(state.plan.rows_per_step)
     if fresh:
         yield from _set_aside(stage)
@@ -252,7 +259,7 @@ def _events(activities: Activities, batches: Batches, notes: tuple[str, ...]) ->
         evaluated=activities.meter.evaluated(state.step),
         core_measured=any(point.step == state.step for point in activities.meter.core),
         shards=activities.documents.shards,
-        ahead=not stage.draws,
+        ahead=not stage.on_policy,
         computes_at_launch=runtime.machine().backend == "cpu",
     )
     try:
@@ -295,7 +302,7 @@ def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:
     """Say so if an earlier step that is saved is clearly better than the last one."""
     found = catalog.better_than_newest(stage.folder)
     if found is None:
-        yield from _better_judged(stage)
+        yield from _better_scored(stage)
         return
     best, last = found
     use = command("chat", model_tag=stage.folder.name, step=best.step)
@@ -307,12 +314,12 @@ def _better_step(stage: Stage[Any, Any]) -> Iterator[Event]:
     )
 
 
-def _better_judged(stage: Stage[Any, Any]) -> Iterator[Event]:
+def _better_scored(stage: Stage[Any, Any]) -> Iterator[Event]:
     saved = store.steps(stage.folder)
-    judged = judged_steps(store.directory(stage.folder, saved[-1]), saved)
-    if not judged or judged[-1].step != saved[-1]:
+    scored = scored_steps(store.directory(stage.folder, saved[-1]), saved)
+    if not scored or scored[-1].step != saved[-1]:
         return
-    best, last = max(judged, key=lambda one: (one.pass_1, one.step)), judged[-1]
+    best, last = max(scored, key=lambda one: (one.pass_1, one.step)), scored[-1]
     if best.pass_1 - last.pass_1 > CLEARLY_WORSE_SCORE:
         use = command("chat", model_tag=stage.folder.name, step=best.step)
         yield Noted(

@@ -26,7 +26,13 @@ from mlxchat.telemetry.events import Event, Noted, Report
 from mlxchat.telemetry.meter import Meter
 from mlxchat.tokenizer.bpe import Tokenizer
 from mlxchat.tokenizer.messages import Conversation, Message
-from mlxchat.train.base import adapter_plan, load_base, read_base, with_default_source
+from mlxchat.train.base import (
+    adapter_plan,
+    load_base,
+    read_base,
+    unscaled_rates,
+    with_default_source,
+)
 from mlxchat.train.resume import SavedRun, TrainState
 from mlxchat.train.run import run
 from mlxchat.train.sft_plan import conversation_plan, survey
@@ -130,9 +136,8 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         return named
 
     def learning_rates(self, plan: Plan) -> dict[str, float]:
-        """Return the rates of the pretraining before: the plan's are a share of them."""
-        share = self.config.init_lr_frac
-        return {group: rate / share for group, rate in plan.learning_rates.items()}
+        """Return the rates of pretraining, a share of which are the plan's."""
+        return unscaled_rates(plan, self.config.init_lr_frac)
 
     def momentum(self, plan: Plan, step: int) -> float:
         """Return Muon's momentum after ``step`` updates: that of nanochat's classic pretraining."""
@@ -208,7 +213,7 @@ class ConversationStage(Stage[Tuning, ChatDocuments]):
         folder = catalog.find_model(home.stages, config.source, config.step)
         lora = config.lora and config.lora.shape
         if lora and not has_chat_template(folder):
-            # The tokens that begin and end a message were in no text that a base model has learnt
+            # The tokens that begin and end a message were in no text that a base model has learned
             # from: to its head they are all the same.
             lora = lora.with_head()
         base = read_base(folder, home, lora)

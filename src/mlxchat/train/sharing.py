@@ -66,12 +66,12 @@ def send(stage: Stage[Any, Any], documents: Documents, state: TrainState) -> Non
         fingerprints=stage.files(documents),
     )
     world.announce(Act.BEGIN)
-    world.gather_texts(record.model_dump_json())
+    world.all_gather_texts(record.model_dump_json())
     of_model = ModelKind(adapter=state.model.adapter, formats=formats_of(state.model))
-    world.gather_texts(of_model.model_dump_json())
+    world.all_gather_texts(of_model.model_dump_json())
     with TemporaryDirectory() as folder:
         state.tokenizer.save(Path(folder))
-        world.gather_texts((Path(folder) / TOKENIZER_FILE).read_text("utf-8"))
+        world.all_gather_texts((Path(folder) / TOKENIZER_FILE).read_text("utf-8"))
     _require_all_ready(world, None)
     _share_arrays(world, state)
 
@@ -96,12 +96,12 @@ def receive(kind: type[Stage[Any, Any]], home: Home, world: World, report: Repor
     Raises:
         MlxchatError: a rank cannot take part.
     """
-    text = world.gather_texts("")[0]
+    text = world.all_gather_texts("")[0]
     record: TrainerState[Any] = as_type(parse_json(text), TypeAdapter(TrainerState[kind.settings]))  # type: ignore[name-defined]
     stage = kind(record.settings, home, report, world=world)
     saved = SavedRun(stage.folder, record, record.plan)
-    of_model = as_type(parse_json(world.gather_texts("")[0]), TypeAdapter(ModelKind))
-    tokenizer = _tokenizer(world.gather_texts("")[0])
+    of_model = as_type(parse_json(world.all_gather_texts("")[0]), TypeAdapter(ModelKind))
+    tokenizer = _tokenizer(world.all_gather_texts("")[0])
     with ExitStack() as stack:
         try:
             check_limits(record.plan.memory_limit, record.settings.wired)
@@ -161,9 +161,9 @@ def _received(
 
 def _share_arrays(world: World, state: TrainState) -> None:
     """Give all ranks the weights, the optimizer's state and the place in the data of rank 0."""
-    weights = world.spread(state.model.named_parameters())
+    weights = world.broadcast(state.model.named_parameters())
     state.model.load_weights(list(weights.items()))
-    state.optimizer.state = world.spread(state.optimizer.state)
+    state.optimizer.state = world.broadcast(state.optimizer.state)
     state.loader = _share_loader(world, state.loader)
     mx.eval(state.model.parameters(), state.optimizer.state)
 
@@ -173,10 +173,10 @@ def _share_loader(world: World, loader: LoaderState) -> LoaderState:
     shared = {}
     for name, array in loader.to_arrays().items():
         numbers = array.tolist() if world.leads else []
-        sizes = world.gather([len(numbers)])
+        sizes = world.all_gather([len(numbers)])
         whole = int(sizes[0, 0])
         row = numbers if world.leads else [0.0] * whole
-        shared[name] = world.gather(row)[0].astype(array.dtype) if whole else array[:0]
+        shared[name] = world.all_gather(row)[0].astype(array.dtype) if whole else array[:0]
     return LoaderState.from_arrays(shared)
 
 
@@ -188,7 +188,7 @@ def _require_all_ready(world: World, fault: MlxchatError | None) -> None:
     """
     said = [fault.problem, fault.remedy] if fault else []
     with world.patient(START_PATIENCE):  # one may have to fetch its data
-        faults = world.gather_texts(json.dumps(said))
+        faults = world.all_gather_texts(json.dumps(said))
     for rank, text in enumerate(faults):
         if found := as_type(parse_json(text), TypeAdapter(list[str])):
             raise MlxchatError(f"Rank {rank}: {found[0]}", found[1])
@@ -204,7 +204,7 @@ def require_same(world: World, facts: dict[str, str]) -> None:
     Raises:
         ConfigError: one differs, which is named.
     """
-    for rank, text in enumerate(world.gather_texts(json.dumps(facts))):
+    for rank, text in enumerate(world.all_gather_texts(json.dumps(facts))):
         theirs = as_type(parse_json(text), TypeAdapter(dict[str, str]))
         if rank == 0:
             first = theirs

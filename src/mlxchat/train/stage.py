@@ -65,7 +65,7 @@ class Stage(ABC, Generic[Config, Corpus]):
 
     name: ClassVar[str]  # in trainer.json
     settings: ClassVar[type[RunConfig]]  # the class of ``config``
-    draws: ClassVar[bool] = False  # whether the model draws what it learns from, each rank its own
+    on_policy: ClassVar[bool] = False  # whether the model samples what it learns from, on each rank
 
     def __init__(
         self,
@@ -293,7 +293,7 @@ def history_of(folder: Path, home: Home) -> History:
         stage=state.stage,
         step=state.step,
         data=tuple(stage.data_in_words()),
-        tokens=None if stage.draws else state.plan.tokens_per_step * state.step,
+        tokens=None if stage.on_policy else state.plan.tokens_per_step * state.step,
         began_with=Path(stage.begins_with).name if stage.begins_with else None,
     )
     evaluations, core = state.meter.evaluations, state.meter.core

@@ -45,7 +45,7 @@ class StepParts:
             all ranks have theirs.
         own_batches: whether ``batches`` are those of this rank alone, made when all ranks know of
             the step; otherwise every rank reads the batches of all.
-        news: returns events about the batches drawn last.
+        take_events: returns the events about the batches drawn last, once.
     """
 
     model: GPT
@@ -59,7 +59,7 @@ class StepParts:
     world: World = ALONE
     draw: Callable[[int, Draw], list[Batch]] = lambda number, draw: draw()
     own_batches: bool = False
-    news: Callable[[], Sequence[Event]] = lambda: ()
+    take_events: Callable[[], Sequence[Event]] = lambda: ()
 
     def keys(self, number: int) -> list[mx.array | None]:
         """Return the random key of dropout in each micro-batch of a step; None without dropout."""
@@ -73,7 +73,7 @@ class StepParts:
     @property
     def own_plan(self) -> BatchPlan:
         """The division of this rank's rows of a step."""
-        return self.plan.of_each(self.world.size)
+        return self.plan.per_rank(self.world.size)
 
     def next_batches(self, number: int) -> list[Batch]:
         """Return the batches of a step, which all ranks make."""
@@ -135,14 +135,15 @@ def compile_step(parts: StepParts, stop: ShouldStop = lambda: False) -> Launch:
             mx.eval(shares[-1:])  # no more than one micro-batch under way
             shares.append(share)
         gradients[SHARES] = mx.stack(shares)  # summed over the ranks along with the gradients
-        gradients = world.sum(gradients, world.sent_as)
+        gradients = world.all_sum(gradients, world.sent_as)
         summed_shares = gradients.pop(SHARES)
         rates = parts.rates(number - 1)
         norm = optimizer.update(model, gradients, rates, parts.grad_clip, plan.streams)
         del gradients  # so that the update can reuse their memory
         metrics = mx.concatenate([mx.stack([norm, rates.shown]), summed_shares])
         mx.async_eval(model.parameters(), optimizer.state, metrics)
-        return Pending(number, metrics, batches[-1].state, world.seconds_waited(), parts.news())
+        waited, events = world.seconds_waited(), parts.take_events()
+        return Pending(number, metrics, batches[-1].state, waited, events)
 
     return launch
 

@@ -115,7 +115,7 @@ class World:
 
     def announce(self, act: Act, number: int = 0) -> None:
         """Tell the other ranks what follows, with the number of a step; rank 0 does."""
-        self.gather([act, number])
+        self.all_gather([act, number])
 
     def dismiss(self) -> None:
         """Tell the other ranks that nothing follows, so that they end."""
@@ -123,10 +123,10 @@ class World:
 
     def listen(self) -> tuple[Act, int]:
         """Wait for an announcement; the other ranks do."""
-        act, number = self.gather([Act.END, 0])[0]
+        act, number = self.all_gather([Act.END, 0])[0]
         return Act(int(act)), int(number)
 
-    def gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
+    def all_gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
         """Return the numbers of all ranks, exactly, a row for each: (ranks, numbers)."""
         row = np.array([numbers], np.float64)
         if self._group is None:
@@ -134,18 +134,18 @@ class World:
         # As bytes: MLX has no float64 on GPUs.
         return self._gathered(row.view(np.uint8)).view(np.float64)
 
-    def gather_texts(self, text: str) -> list[str]:
+    def all_gather_texts(self, text: str) -> list[str]:
         """Return the texts of all ranks, which may differ in length."""
         if self._group is None:
             return [text]
         data = np.frombuffer(text.encode(), np.uint8)
-        lengths = [int(length) for length in self.gather([data.size])[:, 0]]
+        lengths = [int(length) for length in self.all_gather([data.size])[:, 0]]
         row = np.zeros((1, max(lengths) + 1), np.uint8)
         row[0, : data.size] = data
         rows = self._gathered(row)
         return [each[:n].tobytes().decode() for each, n in zip(rows, lengths, strict=True)]
 
-    def sum(self, arrays: Arrays, sent_as: mx.Dtype | None = None) -> Arrays:
+    def all_sum(self, arrays: Arrays, sent_as: mx.Dtype | None = None) -> Arrays:
         """Return the sums over the ranks of arrays that have the same names and shapes on all.
 
         Args:
@@ -173,11 +173,11 @@ class World:
         self._waited += time.perf_counter() - began
         return {name: summed[name] for name in order}
 
-    def spread(self, arrays: Arrays) -> Arrays:
-        """Return rank 0's arrays; the others give arrays of the same names and shapes."""
+    def broadcast(self, arrays: Arrays) -> Arrays:
+        """Return rank 0's arrays; the others pass arrays of the same names and shapes."""
         if self.leads:
-            return self.sum(dict(arrays))
-        return self.sum({name: mx.zeros_like(array) for name, array in arrays.items()})
+            return self.all_sum(dict(arrays))
+        return self.all_sum({name: mx.zeros_like(array) for name, array in arrays.items()})
 
     def require_equal(self, arrays: Arrays, step: int) -> None:
         """Check that all ranks have the same arrays, by a checksum of every bit.
@@ -187,7 +187,7 @@ class World:
         """
         if self._group is None:
             return
-        sums = self.gather([_checksum(array) for array in arrays.values()])
+        sums = self.all_gather([_checksum(array) for array in arrays.values()])
         for name, column in zip(arrays, sums.T, strict=True):
             if others := [rank for rank, each in enumerate(column) if each != column[0]]:
                 raise RanksDifferError(
@@ -216,7 +216,7 @@ class World:
 
     def _evaluate(self, array: mx.array) -> None:
         try:
-            with watched(self._patience, self.give_up):
+            with watchdog(self._patience, self.give_up):
                 mx.eval(array)
         except RuntimeError as error:
             raise lost(f"{ANOTHER_ENDED}: {reason_of(error)}.") from error
@@ -241,7 +241,7 @@ def connect(patience: float, give_up: GiveUp, sent_as: mx.Dtype = mx.float32) ->
     if backend is None:
         return World(give_up=give_up)
     try:
-        # MLX lets no thread of Python's run meanwhile, so that `watched` would wait as well.
+        # MLX lets no thread of Python's run meanwhile, so that `watchdog` would wait as well.
         signal.setitimer(signal.ITIMER_REAL, patience)
         group = mx.distributed.init(strict=True, backend=backend)
     except (RuntimeError, ValueError) as error:
@@ -252,7 +252,7 @@ def connect(patience: float, give_up: GiveUp, sent_as: mx.Dtype = mx.float32) ->
 
 
 @contextmanager
-def watched(patience: float, give_up: GiveUp) -> Iterator[None]:
+def watchdog(patience: float, give_up: GiveUp) -> Iterator[None]:
     """Give up after ``patience``, from a thread: a main thread that hangs cannot be woken up.
 
     Time in which this process is stopped, by Ctrl-Z, counts as one `TICK` at most.

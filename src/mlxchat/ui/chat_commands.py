@@ -220,7 +220,7 @@ def _is_command(chat: Responder, text: str) -> bool:
     return word.startswith("/") and (word in purposes(chat) or "\n" not in text.strip())
 
 
-def obey(chat: Responder, text: str) -> CommandResult:
+def run_slash_command(chat: Responder, text: str) -> CommandResult:
     """Carry out a command.
 
     Raises:

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from mlxchat.counts import round_size
+from mlxchat.counts import flops_per_second, round_size
 from mlxchat.model.config import GPTConfig
 from mlxchat.model.size import chunk_size
 from mlxchat.plan.estimate import Estimate
 from mlxchat.plan.plan import counted_parameters
-from mlxchat.ui.tables import Row, Section, about, flops_per_second
+from mlxchat.ui.tables import Row, Section, about
 from mlxchat.ui.text import amount, as_options
 
 GROUP_LABELS = {  # groups of parameters and of learning rates; others are shown by their own name
@@ -111,7 +111,7 @@ def _ranks(facts: Estimate) -> list[Row]:
     """Return how the rows of a step are divided among several ranks."""
     if facts.ranks == 1:
         return []
-    each = facts.plan.of_each(facts.ranks)
+    each = facts.plan.per_rank(facts.ranks)
     rows = f"{amount(each.device_batch_size, 'rows')} of {facts.plan.model.sequence_len:,}"
     said = f"each with {amount(each.accumulation, 'micro-batches')} of {rows}"
     return [Row("ranks", str(facts.ranks), said)]

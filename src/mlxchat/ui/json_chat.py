@@ -14,7 +14,7 @@ from typing import Any
 
 from mlxchat.errors import DataError, MlxchatError
 from mlxchat.json_text import parse_json
-from mlxchat.ui.chat_commands import CommandResult, Pieces, Responder, obey
+from mlxchat.ui.chat_commands import CommandResult, Pieces, Responder, run_slash_command
 from mlxchat.ui.text import as_options
 
 _FORM = 'Send {"content": "Hello"}, or {"command": "/clear"}, each on one line.'
@@ -28,11 +28,13 @@ def answer_lines(chat: Responder, lines: Iterable[bytes]) -> Iterator[dict[str, 
         try:
             kind, text = _parsed(line)
             result = (
-                obey(chat, text) if kind == "command" else CommandResult(answer=chat.reply(text))
+                run_slash_command(chat, text)
+                if kind == "command"
+                else CommandResult(answer=chat.reply(text))
             )
             if result.ends:
                 return
-            yield answer_object(chat, result.answer) if result.answer else _told(result)
+            yield answer_object(chat, result.answer) if result.answer else _result_object(result)
         except MlxchatError as error:
             yield error_object(error, "/")
 
@@ -61,7 +63,7 @@ def answer_object(chat: Responder, pieces: Pieces) -> dict[str, Any]:
     }
 
 
-def _told(result: CommandResult) -> dict[str, Any]:
+def _result_object(result: CommandResult) -> dict[str, Any]:
     """Return what a command has led to that is no answer."""
     return {"notes": [*result.notes, *(f"{what}: {about}" for what, about in result.rows)]}
 

@@ -22,7 +22,7 @@ from mlxchat.ui.chat_commands import (
     Said,
     TwoColumns,
     message_in,
-    obey,
+    run_slash_command,
 )
 from mlxchat.ui.output import LiteralConsole
 from mlxchat.ui.text import amount, as_options, in_one_line
@@ -154,7 +154,7 @@ class _Terminal:
         """Handle what the user typed: a command or a message. Returns whether the chat ends."""
         message = message_in(self._chat, text)
         if message is None:
-            result = obey(self._chat, text)
+            result = run_slash_command(self._chat, text)
             self._show(result)
             return result.ends
         if self._chat.conversational:

@@ -18,7 +18,6 @@ from mlxchat.ui.monitor import ending_in_words
 from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
 from mlxchat.ui.runs import (
     GRID_GAP,
-    STAGE_NAMES,
     UNKNOWN,
     in_short,
     model_in_brief,
@@ -253,7 +252,7 @@ def _measurements(runs: Sequence[RunDescription]) -> list[list[str]]:
 
     rows = [
         row("state", lambda run: run.state or "model"),
-        row("stage", lambda run: STAGE_NAMES.get(run.stage or "") if run.state else None),
+        row("stage", lambda run: run.command),
         row("model", lambda run: model_in_brief(run.model)),
         row("bits/byte", lambda run: _formatted(run.bits_per_byte, ".4f")),
         row("best", lambda run: _formatted(run.best and run.best[1], ".4f")),

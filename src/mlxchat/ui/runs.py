@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from mlxchat.report.moves import RunRemoval
 
 UNKNOWN = "–"
-STAGE_NAMES = {  # short: the commands
-    "pretraining": "train",
-    "mid-training": "mid",
-    "fine-tuning": "sft",
-    "reinforcement learning": "rl",
-}
 GRID_GAP = 2  # blanks between columns
 
 
@@ -53,7 +47,7 @@ def show_runs(runs: Sequence[RunSummary], total: int, now: float | None = None) 
 def _cells(run: RunSummary, now: float) -> list[str]:
     return [
         in_one_line(run.name),
-        STAGE_NAMES.get(run.stage or "", UNKNOWN) if run.state else UNKNOWN,
+        run.command or UNKNOWN,
         model_in_brief(run.model),
         steps_in_brief(run),
         measured_in_brief(run),

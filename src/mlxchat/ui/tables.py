@@ -42,11 +42,6 @@ def about(seconds: float) -> str:
     return f"about {seconds:.0f} seconds" if seconds >= 1.5 else "about a second"
 
 
-def flops_per_second(speed: float) -> str:
-    """Return a speed as text: ``430 GFLOP/s`` or ``12.4 TFLOP/s``."""
-    return f"{speed / 1e12:,.1f} TFLOP/s" if speed >= 1e12 else f"{speed / 1e9:,.0f} GFLOP/s"
-
-
 def tables(heading: Sequence[str], sections: Sequence[Section], width: int) -> Group:
     """Return the heading lines and one table per section, at most ``width`` characters wide."""
     lines = [Text(line, style="bold" if i == 0 else "") for i, line in enumerate(heading)]

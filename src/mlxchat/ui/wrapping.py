@@ -34,7 +34,7 @@ _COMMAND = re.compile(  # also anywhere in a text
 )
 
 
-def in_lines(text: str, width: int, column: int = 0) -> str:
+def in_lines(text: str, width: int) -> str:
     """Return text with line breaks between its words, as a terminal of so many columns needs them.
 
     A command of mlxchat, a path or an address stays whole. If it does not fit on the line it begins
@@ -43,7 +43,6 @@ def in_lines(text: str, width: int, column: int = 0) -> str:
     Args:
         text: harmless text; its own line breaks stay.
         width: of the terminal.
-        column: the cells that are written on the first line already.
 
     >>> print(in_lines("Talk to it: mlxchat chat --model-tag fox", 30))
     Talk to it:
@@ -53,7 +52,7 @@ def in_lines(text: str, width: int, column: int = 0) -> str:
     console = LiteralConsole(
         file=written, force_terminal=True, color_system=None, width=width, _environ={}
     )
-    words = WordStream(console, column)
+    words = WordStream(console)
     words.write_prose(text)
     words.close()
     return written.getvalue()

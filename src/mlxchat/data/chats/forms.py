@@ -71,12 +71,12 @@ class Form(NamedTuple):
 def read_row(row: object) -> Usable:
     """Return the conversation in a row.
 
-    What comes before the first question and after the last answer that is to be learnt (a question,
-    a tool call without a reply) is cut.
+    What comes before the first question and after the last answer that is to be learned (a
+    question, a tool call without a reply) is cut.
 
     Raises:
-        UnusableError: the row has an unknown format or is marked as not to be learnt, a question or
-            an answer is empty, or there is no answer to learn.
+        UnusableError: the row has an unknown format or is marked as not to be learned, a question
+            or an answer is empty, or there is no answer to learn.
     """
     if isinstance(row, list):
         row = {"messages": row}
@@ -89,8 +89,9 @@ def read_row(row: object) -> Usable:
     if False in marks.values():
         raise UnusableError("marked as not to be trained on")
     remarks = Remarks()
-    heeded = {name for name, mark in marks.items() if mark is not None}  # not a row's share, 0.5
-    remarks.pass_over(held, form.keys | form.others | heeded | SYSTEM)
+    # A mark that is neither true nor false, such as 0.5, is something else: the share of a row.
+    used_marks = {name for name, mark in marks.items() if mark is not None}
+    remarks.pass_over(held, form.keys | form.others | used_marks | SYSTEM)
     instructions = [text_of(held[name], remarks) for name in sorted(SYSTEM & held.keys())]
     messages = [Message("system", text) for text in instructions]
     messages += form.read(held, remarks)

@@ -73,29 +73,33 @@ class ChatDocuments:
         paths = dict.fromkeys(path for source in sources for path in listing(source).files)
         self.names = tuple(map(str, paths))
         self.fingerprints = {str(path): fingerprint(path) for path in paths}
-        lots = [_read(source, seed, identity) for source in sources]
+        parts = [_read(source, seed, identity) for source in sources]
         if identity:
-            lots.append(
-                _made("identity", identity_conversations(identity, seed, IDENTITY_CONVERSATIONS))
+            parts.append(
+                _generated(
+                    "identity", identity_conversations(identity, seed, IDENTITY_CONVERSATIONS)
+                )
             )
         if spelling_conversations:
-            lots.append(
-                _made("spelling", spelling.spelling_conversations(seed, spelling_conversations))
+            parts.append(
+                _generated(
+                    "spelling", spelling.spelling_conversations(seed, spelling_conversations)
+                )
             )
         held_out: dict[str, Conversation] = {}
-        for lot in lots:
-            held_out |= lot.for_validation(validation_share)
+        for part in parts:
+            held_out |= part.for_validation(validation_share)
         self.held_out = [held_out[key] for key in sorted(held_out)]
-        self._lots = [lot.without(held_out.keys()) for lot in lots]
-        self.epoch_size = sum(lot.count for lot in self._lots)
+        self._parts = [part.without(held_out.keys()) for part in parts]
+        self.epoch_size = sum(part.count for part in self._parts)
         if not (self.epoch_size and self.held_out):
             raise DataError(
                 "Training needs at least two conversations, one to train on and one for "
                 "validation.",
                 f"Give more conversations, or add the built-in corpus: {BUILTIN}.",
             )
-        self.reports = tuple(lot.report for lot in self._lots)
-        keys = "\n".join(" ".join(lot.keys) for lot in self._lots)
+        self.reports = tuple(part.report for part in self._parts)
+        keys = "\n".join(" ".join(part.keys) for part in self._parts)
         self.fingerprints[CONVERSATIONS] = hashlib.sha256(keys.encode()).hexdigest()
 
     def training(self, start: Cursor) -> Iterator[Read]:
@@ -129,14 +133,14 @@ class ChatDocuments:
 
     def _order(self, epoch: int) -> list[Conversation]:
         rng = Random(f"chats/{self._seed}/{epoch}")
-        order = [conversation for lot in self._lots for conversation in lot.epoch(rng)]
+        order = [conversation for part in self._parts for conversation in part.epoch(rng)]
         rng.shuffle(order)
         return order
 
 
 @dataclass(frozen=True)
-class _Lot:
-    """The conversations of one source, their keys (content hashes), and the source's report."""
+class _MixturePart:
+    """The part of one source in a mixture: conversations with their hashes, weight and report."""
 
     conversations: list[Conversation]
     keys: list[str]
@@ -146,21 +150,21 @@ class _Lot:
     @property
     def count(self) -> int:
         """The number of conversations in an epoch."""
-        return self._whole * len(self.conversations) + self._part
+        return self._repeats * len(self.conversations) + self._extra
 
     @property
-    def _whole(self) -> int:
+    def _repeats(self) -> int:
         return int(self.weight)
 
     @property
-    def _part(self) -> int:
+    def _extra(self) -> int:
         """The number of those drawn once more per epoch; at least 1 if the weight is below 1."""
         rows = len(self.conversations)
-        return round((self.weight - self._whole) * rows) or int(rows > 0 and self._whole == 0)
+        return round((self.weight - self._repeats) * rows) or int(rows > 0 and self._repeats == 0)
 
     def epoch(self, rng: Random) -> list[Conversation]:
         """Return the conversations of one epoch, not shuffled."""
-        return self.conversations * self._whole + rng.sample(self.conversations, self._part)
+        return self.conversations * self._repeats + rng.sample(self.conversations, self._extra)
 
     def for_validation(self, share: float) -> dict[str, Conversation]:
         """Return the conversations to hold out, by key: at least one of several, but never all."""
@@ -169,28 +173,32 @@ class _Lot:
         chosen = [key for key in keys if int(key, 16) < share * 16 ** len(key)] or keys[:1]
         return {key: found[key] for key in chosen[: len(keys) - 1]}
 
-    def without(self, held_out: Container[str]) -> "_Lot":
+    def without(self, held_out: Container[str]) -> "_MixturePart":
         """Return the conversations left for training."""
         pairs = zip(self.keys, self.conversations, strict=True)
         left = [(key, found) for key, found in pairs if key not in held_out]
         report = replace(self.report, held_out=len(self.keys) - len(left))
-        return _Lot([found for _, found in left], [key for key, _ in left], self.weight, report)
+        return _MixturePart(
+            [found for _, found in left], [key for key, _ in left], self.weight, report
+        )
 
 
-def _read(source: Source, seed: int, identity: Identity | None) -> _Lot:
+def _read(source: Source, seed: int, identity: Identity | None) -> _MixturePart:
     if source.task:
-        return _made(str(source), solved_conversations(source.task, seed), source.weight)
+        return _generated(str(source), solved_conversations(source.task, seed), source.weight)
     if source.is_corpus:
-        return _made(
+        return _generated(
             BUILTIN, islice(_builtin(seed, identity), BUILTIN_CONVERSATIONS), source.weight
         )
     conversations, report = read_source(source)
-    return _Lot(conversations, list(map(_key, conversations)), source.weight, report)
+    return _MixturePart(conversations, list(map(_key, conversations)), source.weight, report)
 
 
-def _made(name: str, conversations: Iterable[Conversation], weight: float = 1) -> _Lot:
+def _generated(name: str, conversations: Iterable[Conversation], weight: float = 1) -> _MixturePart:
     made = list(conversations)
-    return _Lot(made, list(map(_key, made)), weight, SourceReport(name, len(made), len(made)))
+    return _MixturePart(
+        made, list(map(_key, made)), weight, SourceReport(name, len(made), len(made))
+    )
 
 
 def _builtin(seed: int, identity: Identity | None) -> Iterator[Conversation]:

@@ -136,7 +136,7 @@ def listing(source: Source) -> Listing:
 
 
 def _split_for_evaluation(file: Path, root: Path) -> Path | None:
-    """The file, or the outermost folder of it within ``root``, that is such a split."""
+    """Return the outermost folder of a file within ``root``, or the file, that is such a split."""
     inside = file.relative_to(root)
     for depth, name in enumerate((*inside.parts[:-1], stem(file)), start=1):
         if _FOR_EVALUATION.fullmatch(name):

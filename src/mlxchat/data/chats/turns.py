@@ -29,10 +29,10 @@ CUT_AT_END = "text after the last answer dropped"
 CUT_AT_START = "text before the first question dropped"
 JOINED = "consecutive turns of one role merged"
 SYSTEM_JOINED = "system messages merged"
-NOT_LEARNT = "answers marked as not to be trained on"
+NOT_LEARNED = "answers marked as not to be trained on"
 ONLY_ANSWERS = "turns of other roles not trained on, although marked"
 
-# Keys that say whether a message or a part of it is learnt: OpenAI's and Mistral's, two of
+# Keys that say whether a message or a part of it is learned: OpenAI's and Mistral's, two of
 # axolotl's, ms-swift's.
 LEARNING_MARKS = frozenset({"weight", "train", "training", "loss"})
 _MARKS_WITHIN = ("train_detail", "training_detail")  # axolotl's, of letters within a text
@@ -73,7 +73,7 @@ def read_messages(entries: object, remarks: Remarks) -> Iterator[Message]:
 def conversation_of(messages: Iterable[Message], remarks: Remarks) -> Conversation:
     """Return messages as a conversation: joined, from the first question to the last answer.
 
-    The last answer is the last one that is to be learnt.
+    The last answer is the last one that is to be learned.
 
     Args:
         messages: messages of any roles.
@@ -152,7 +152,7 @@ def _message(entry: object, remarks: Remarks) -> Message:
     elif is_learned is False:
         parts = tuple(replace(part, learned=False) for part in parts)
     if not all(part.learned for part in parts):
-        remarks.changes.add(NOT_LEARNT)
+        remarks.changes.add(NOT_LEARNED)
     return spoken(parts) if role == "assistant" else Message(role, text_of(content, remarks))
 
 
@@ -165,7 +165,7 @@ def _speaks(speaker: object) -> tuple[Role, PartType]:
 
 
 def _mark(held: JsonRow) -> bool | None:
-    """Return whether a message or a part is marked as to be learnt or not; None if it is not."""
+    """Return whether a message or a part is marked as to be learned or not; None if it is not."""
     marks = []
     for name in sorted(LEARNING_MARKS & held.keys()):
         if is_empty(held[name]):
@@ -272,14 +272,14 @@ def _says_nothing(message: Message) -> bool:
 
 
 def _is_to_learn(message: Message) -> bool:
-    """Return whether a message is the assistant's, and any of its own words are to be learnt."""
+    """Return whether a message is the assistant's, and any of its own words are to be learned."""
     return message.role == "assistant" and any(
         part.learned for part in message.parts if part.type != "python_output"
     )
 
 
 def _nothing_to_learn(turns: list[Message]) -> str:
-    """Return why no answer of a conversation can be learnt."""
+    """Return why no answer of a conversation can be learned."""
     if not turns:
         return "no messages"
     if fault := next(filter(None, map(_fault, turns)), None):

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from mlxchat.json_text import parse_json
+from mlxchat.json_text import is_unicode, parse_json
 
 NAME_CHARACTERS = 30  # of a key, a role or a type in a reason
 
@@ -82,10 +82,8 @@ def checked_text(value: object) -> str:
     """
     if not isinstance(value, str):
         raise UnusableError("a message without text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UnusableError("half a surrogate pair") from error
+    if not is_unicode(value):
+        raise UnusableError("half a surrogate pair")
     return value
 
 

@@ -60,14 +60,14 @@ def _of_fact(rng: Random, fact: Fact) -> Question:
 
 
 def _asked(rng: Random) -> list[Question]:
-    """The user asks about the world, or about a passage that the first question contains."""
+    """Return questions about the world, or about a passage that the first one contains."""
     if rng.random() < PASSAGES:
         return passage(rng)
     return [_of_fact(rng, rng.choice(FACTS))]
 
 
 def _followed_up(rng: Random) -> list[Question]:
-    """A question about one of a kind, then the same about another in two or three words."""
+    """Return a question about one of a kind, and a short one about another of the same kind."""
     kind = rng.choice(FOLLOWED_UP)
     first, second = rng.sample([fact for fact in FACTS if fact.kind == kind], 2)
     return [_of_fact(rng, first), Question(f"And {second.subject}?", second.statement)]
@@ -78,7 +78,7 @@ def _chatted(rng: Random) -> list[Question]:
 
 
 def _introduced(rng: Random) -> list[Question]:
-    """The user gives a name and, at once or after another exchange, asks for it."""
+    """Return an exchange in which the user gives a name and, at once or later, asks for it."""
     name = rng.choice(CHILD_NAMES)
     told = Question(rng.choice(INTRODUCTIONS).format(name), f"It is nice to meet you, {name}!")
     asked = Question(rng.choice(NAME_QUESTIONS), f"Your name is {name}.")
@@ -86,7 +86,7 @@ def _introduced(rng: Random) -> list[Question]:
 
 
 def _told_a_story(rng: Random) -> list[Question]:
-    """The user asks for a story; the same request always gets the same story."""
+    """Return a request for a story with the story, always the same for the same request."""
     request = rng.choice(STORY_REQUESTS).format("")
     hero = Random(request).choice(CHILD_NAMES)
     if rng.random() < 0.5:

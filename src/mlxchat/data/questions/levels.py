@@ -1,7 +1,7 @@
 """The level of a task that a model can learn at: where it gets some answers right, but not most.
 
-A group of answers that are all right, or all wrong, teaches nothing. Most is learnt where 20 to 60%
-are right; published runs gained nothing below 10%.
+A group of answers that are all right, or all wrong, teaches nothing. Most is learned where 20 to
+60% are right; published runs gained nothing below 10%.
 """
 
 from collections.abc import Callable, Mapping, Sequence

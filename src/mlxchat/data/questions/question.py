@@ -124,14 +124,14 @@ def is_question_held_out(asked: str, one_in: int = QUESTIONS_PER_HELD_OUT) -> bo
 Item = TypeVar("Item")
 
 
-class Made(Sequence[Item], Generic[Item]):
+class LazySequence(Sequence[Item], Generic[Item]):
     """A sequence whose items are made when they are used, the same ones each time.
 
     Args:
         count: the number of items.
         make: returns the item of an index, from 0 to ``count - 1``.
 
-    >>> squares = Made(1000, lambda index: index**2)
+    >>> squares = LazySequence(1000, lambda index: index**2)
     >>> squares[30], squares[-1], list(squares[2:4])
     (900, 998001, [4, 9])
     """

@@ -14,7 +14,7 @@ from mlxchat.data.questions.letters import (
     counting_question,
     spelling_question,
 )
-from mlxchat.data.questions.question import AnswerCheck, Made, QuestionSource, TaskQuestion
+from mlxchat.data.questions.question import AnswerCheck, LazySequence, QuestionSource, TaskQuestion
 from mlxchat.errors import ConfigError, NotFound
 from mlxchat.home import expanded
 from mlxchat.tokenizer.messages import Conversation
@@ -132,7 +132,7 @@ def generated_questions(choice: TaskChoice, seed: int) -> QuestionSource:
 
     return QuestionSource(
         str(choice),
-        Made(TRAIN_QUESTIONS, train),
+        LazySequence(TRAIN_QUESTIONS, train),
         _distinct(choice, levels),
         task.check,
     )

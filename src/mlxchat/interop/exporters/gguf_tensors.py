@@ -1,7 +1,7 @@
 """nanochat's classic network in the tensors of `apertus`, an architecture of llama.cpp.
 
 llama.cpp has no architecture called nanochat. Apertus (Swiss AI, 2025) computes the same but for
-the soft cap of the logits, once its learnt parts are set:
+the soft cap of the logits, once its learned parts are set:
 
 ======================================  ==========================================================
 nanochat                                apertus

@@ -1,4 +1,4 @@
-"""The judgement of a model on held-out questions: its intervals know which ask the same."""
+"""The evaluation of a model on held-out questions: its intervals know which ask the same."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -13,8 +13,8 @@ from mlxchat.data.questions.tasks import generated_questions
 from mlxchat.evaluate.pass_at_k import pass_at_k
 from mlxchat.telemetry.clock import SYSTEM_CLOCK
 from mlxchat.telemetry.events import Judged
-from mlxchat.train.examiner import Examined, Examiner, Watch
-from mlxchat.train.judgement import JudgedEvaluation
+from mlxchat.train.answer_sampler import AnswerSampler, ScoredAnswers, Watch
+from mlxchat.train.question_evaluation import QuestionEvaluation
 from mlxchat.train.rl_documents import QuestionDocuments
 from mlxchat.train.world import ALONE
 
@@ -25,22 +25,22 @@ class KnowsSomeSums:
     def __init__(self, known: set[str]) -> None:
         self.known = known
 
-    def ask(
+    def sample(
         self, questions: Sequence[TaskQuestion], keys: npt.NDArray[np.uint32], watch: Watch
-    ) -> Examined:
+    ) -> ScoredAnswers:
         shape = len(questions), keys.shape[1]
         knows = [[question.asked in self.known] for question in questions]
         right = np.broadcast_to(np.array(knows), shape)
-        return Examined([], [], [], right.astype(np.float32), right)
+        return ScoredAnswers([], [], [], right.astype(np.float32), right)
 
 
 def judged(level: int) -> tuple[Judged, list[TaskQuestion], set[str]]:
     source = generated_questions(TaskChoice("arithmetic", level), seed=1)
     known = set(sorted({question.asked for question in source.held_out})[::2])
-    evaluation = JudgedEvaluation(
+    evaluation = QuestionEvaluation(
         RlConfig(task="arithmetic", level=level, eval_questions=400),
         QuestionDocuments(source, {}, seed=1),
-        cast(Examiner, KnowsSomeSums(known)),
+        cast(AnswerSampler, KnowsSomeSums(known)),
         1024,
         ALONE,
         SYSTEM_CLOCK,

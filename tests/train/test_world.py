@@ -1,4 +1,4 @@
-"""How the rows of a step are divided among ranks, and each rank's among micro-batches."""
+"""Exchanges between ranks: what each gets, how matrices travel, and how differences are found."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -8,35 +8,19 @@ import numpy.typing as npt
 import pytest
 
 from mlxchat.errors import MlxchatError
-from mlxchat.plan.memory import BatchPlan
 from mlxchat.runtime import mx
 from mlxchat.train import world
 from mlxchat.train.world import ALONE, World
 
 
-@pytest.mark.parametrize("rows", range(1, 9))
-@pytest.mark.parametrize("accumulation", range(1, 7))
-@pytest.mark.parametrize("ranks", range(1, 5))
-def test_each_rank_computes_its_rows_and_no_more_at_a_time(
-    rows: int, accumulation: int, ranks: int
-) -> None:
-    plan = BatchPlan(device_batch_size=rows, accumulation=accumulation, streams=2 - rows % 2)
-    if rows * accumulation % ranks:
-        return
-    own = plan.of_each(ranks)
-    assert own.device_batch_size * own.accumulation * ranks == rows * accumulation
-    assert own.device_batch_size <= rows
-    assert own.device_batch_size % own.streams == 0
-
-
 def test_a_single_rank_exchanges_nothing() -> None:
     assert ALONE.alone
     assert ALONE.leads
-    assert ALONE.gather([1.5, -0.1]).tolist() == [[1.5, -0.1]]
-    assert ALONE.gather_texts("ä") == ["ä"]
+    assert ALONE.all_gather([1.5, -0.1]).tolist() == [[1.5, -0.1]]
+    assert ALONE.all_gather_texts("ä") == ["ä"]
     assert ALONE.rows(7) == slice(0, 7)
     given: dict = {}
-    assert ALONE.sum(given) is given
+    assert ALONE.all_sum(given) is given
 
 
 def test_matrices_are_rounded_on_their_way_and_vectors_are_not(
@@ -47,8 +31,8 @@ def test_matrices_are_rounded_on_their_way_and_vectors_are_not(
     monkeypatch.setattr(mx.distributed, "all_sum", lambda array, **_: array + array)
     both = Pair([])
     arrays = {"m": mx.full((2, 3), third), "v": mx.full((5,), third), "n": mx.full((3, 1), third)}
-    exact = both.sum(dict(arrays))
-    rounded = both.sum(dict(arrays), mx.bfloat16)
+    exact = both.all_sum(dict(arrays))
+    rounded = both.all_sum(dict(arrays), mx.bfloat16)
     assert {name: each.shape for name, each in rounded.items()} == {
         name: each.shape for name, each in arrays.items()
     }
@@ -90,5 +74,5 @@ class Pair(World):
         self._group = cast(mx.distributed.Group, object())
         self._other = other
 
-    def gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
+    def all_gather(self, numbers: Sequence[float]) -> npt.NDArray[np.float64]:
         return np.array([numbers, self._other])

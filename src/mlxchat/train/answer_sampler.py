@@ -1,4 +1,4 @@
-"""Asks a model questions: many answers to each, as text, with rewards."""
+"""Samples a model's answers to questions, many to each, and rewards them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from mlxchat.config.inference import Sampling
 from mlxchat.data.questions.question import QuestionSource, TaskQuestion
 from mlxchat.engine.policy import Policy
-from mlxchat.engine.rollout import DrawnAnswer, draw_answers
+from mlxchat.engine.rollout import SampledAnswer, sample_answers
 from mlxchat.engine.sampling import make_row_sampler
 from mlxchat.engine.tools import ToolUse
 from mlxchat.model.gpt import GPT
@@ -24,7 +24,7 @@ Watch = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Examined:
+class ScoredAnswers:
     """The answers to Q questions, S to each, in order of the questions: Q * S of them.
 
     Attributes:
@@ -36,7 +36,7 @@ class Examined:
     """
 
     prompts: list[list[int]]
-    answers: list[DrawnAnswer]
+    answers: list[SampledAnswer]
     texts: list[str]
     rewards: npt.NDArray[np.float32]
     right: npt.NDArray[np.bool_]
@@ -47,8 +47,8 @@ class Examined:
         return sum(len(answer.ids) for answer in self.answers)
 
 
-class Examiner:
-    """Asks the model in its current state and judges the answers.
+class AnswerSampler:
+    """Samples answers of the model in its current state, and rewards them.
 
     Args:
         model: the model, which may be in training.
@@ -57,7 +57,7 @@ class Examiner:
         reward: rewards answers.
         sampling: how answers are sampled.
         max_tokens: the length at which an answer is cut off.
-        together: how many answers are sampled at a time.
+        batch_size: how many answers are sampled at a time.
         streams: the streams of a training step; answers are sampled with the same threads.
     """
 
@@ -69,27 +69,27 @@ class Examiner:
         reward: CheckedReward,
         sampling: Sampling,
         max_tokens: int,
-        together: int,
+        batch_size: int,
         streams: int = STREAMS,
     ) -> None:
         self._policy, self._tokenizer = Policy(model), tokenizer
         self._source, self._reward = source, reward
-        self._sample = make_row_sampler(sampling, model.config.vocab_size)
-        self._max_tokens, self._together, self._streams = max_tokens, together, streams
+        self._sample_tokens = make_row_sampler(sampling, model.config.vocab_size)
+        self._max_tokens, self._batch_size, self._streams = max_tokens, batch_size, streams
         self._stop = frozenset({tokenizer.bos, tokenizer.special(ASSISTANT_END)})
 
-    def ask(
+    def sample(
         self,
         questions: Sequence[TaskQuestion],
         keys: npt.NDArray[np.uint32],
         watch: Watch = lambda ended, rewarded: None,
-    ) -> Examined:
-        """Draw answers to questions, and reward them.
+    ) -> ScoredAnswers:
+        """Sample answers to questions, and reward them.
 
         Args:
             questions: Q of them, at least one.
             keys: (Q, S, 2), the key of each answer.
-            watch: called while they are drawn, and before each is rewarded.
+            watch: called while they are sampled, and before each is rewarded.
 
         Raises:
             ConfigError: a reward has failed too often.
@@ -99,7 +99,7 @@ class Examiner:
         prompts = [ids for ids in rendered for _ in range(samples)]
         # On two cores that are shared, products of two threads take many times as long.
         with one_thread_each(self._streams):
-            answers = self._drawn(prompts, mx.array(keys.reshape(-1, 2)), watch)
+            answers = self._sampled(prompts, mx.array(keys.reshape(-1, 2)), watch)
         texts = [tokenizer.decode(answer.ids, keep_special=True) for answer in answers]
         asked = [question for question in questions for _ in range(samples)]
         rewards: list[float] = []
@@ -109,7 +109,7 @@ class Examiner:
             rewards.append(self._reward.score(question.prompt, text, question.answer))
             right.append(self._source.is_right(question, text))
         shape = len(questions), samples
-        return Examined(
+        return ScoredAnswers(
             prompts,
             answers,
             texts,
@@ -117,15 +117,17 @@ class Examiner:
             np.array(right, np.bool_).reshape(shape),
         )
 
-    def _drawn(self, prompts: list[list[int]], keys: mx.array, watch: Watch) -> list[DrawnAnswer]:
+    def _sampled(
+        self, prompts: list[list[int]], keys: mx.array, watch: Watch
+    ) -> list[SampledAnswer]:
         model = self._policy.current()
-        answers: list[DrawnAnswer] = []
-        for first in range(0, len(prompts), self._together):
-            part, done = slice(first, first + self._together), len(answers)
-            answers += draw_answers(
+        answers: list[SampledAnswer] = []
+        for first in range(0, len(prompts), self._batch_size):
+            part, done = slice(first, first + self._batch_size), len(answers)
+            answers += sample_answers(
                 model,
                 prompts[part],
-                self._sample,
+                self._sample_tokens,
                 keys[part],
                 stop=self._stop,
                 max_tokens=self._max_tokens,

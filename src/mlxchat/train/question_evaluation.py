@@ -1,4 +1,4 @@
-"""Judges a model in training on held-out questions."""
+"""Evaluates a model in training on held-out questions."""
 
 from collections.abc import Iterator
 
@@ -10,15 +10,15 @@ from mlxchat.engine.rollout import answer_keys
 from mlxchat.evaluate.pass_at_k import pass_at_k
 from mlxchat.telemetry.clock import Clock
 from mlxchat.telemetry.events import Evaluating, Event, Judged
+from mlxchat.train.answer_sampler import AnswerSampler
 from mlxchat.train.evaluation import never
-from mlxchat.train.examiner import Examiner
 from mlxchat.train.loop import ShouldStop
 from mlxchat.train.rl_documents import QuestionDocuments
-from mlxchat.train.rollouts import OF_EVALUATIONS
+from mlxchat.train.rollouts import EVALUATION_SEED
 from mlxchat.train.world import World
 
 
-class JudgedEvaluation:
+class QuestionEvaluation:
     """Asks the first held-out questions several times each; every rank takes a share of them.
 
     Every evaluation samples with the same random keys, so two evaluations differ only by the model.
@@ -26,8 +26,8 @@ class JudgedEvaluation:
     Args:
         config: how many questions, and answers to each.
         documents: the questions.
-        examiner: asks the model.
-        together: how many answers are sampled at a time.
+        sampler: samples the answers.
+        batch_size: how many answers are sampled at a time.
         world: the ranks.
         clock: stamps the events.
     """
@@ -36,14 +36,14 @@ class JudgedEvaluation:
         self,
         config: RlConfig,
         documents: QuestionDocuments,
-        examiner: Examiner,
-        together: int,
+        sampler: AnswerSampler,
+        batch_size: int,
         world: World,
         clock: Clock,
     ) -> None:
-        self._config, self._examiner = config, examiner
+        self._config, self._sampler = config, sampler
         self._questions = documents.source.held_out[: config.eval_questions]
-        self._at_once = max(1, together // config.eval_samples)
+        self._at_once = max(1, batch_size // config.eval_samples)
         self._world, self._clock = world, clock
 
     def events(self, step: int, stop: ShouldStop = never) -> Iterator[Event]:
@@ -61,16 +61,16 @@ class JudgedEvaluation:
             yield Evaluating(self._clock(), step, first, len(own), "questions")
             indices = own[first : first + self._at_once]
             keys = [
-                answer_keys(config.seed, OF_EVALUATIONS, index, answers=config.eval_samples)
+                answer_keys(config.seed, EVALUATION_SEED, index, answers=config.eval_samples)
                 for index in indices
             ]
             questions = [self._questions[index] for index in indices]
-            asked = self._examiner.ask(questions, np.stack(keys), watch)
-            right[list(indices)] = asked.right.sum(axis=1)
-            reward, tokens = reward + float(asked.rewards.sum()), tokens + asked.tokens
-        totals = world.gather([*right.tolist(), reward, tokens]).sum(axis=0).tolist()
+            answers = self._sampler.sample(questions, np.stack(keys), watch)
+            right[list(indices)] = answers.right.sum(axis=1)
+            reward, tokens = reward + float(answers.rewards.sum()), tokens + answers.tokens
+        totals = world.all_gather([*right.tolist(), reward, tokens]).sum(axis=0).tolist()
         *counts, reward, tokens = totals
-        samples, answers = config.eval_samples, config.eval_samples * len(counts)
+        samples, answered = config.eval_samples, config.eval_samples * len(counts)
         of_1, of_k = (
             pass_at_k(list(map(int, counts)), samples, k, [each.asked for each in self._questions])
             for k in (1, samples)
@@ -80,13 +80,13 @@ class JudgedEvaluation:
             step,
             questions=len(counts),
             samples=samples,
-            reward=reward / answers,
+            reward=reward / answered,
             pass_1=of_1.value,
             pass_1_low=of_1.low,
             pass_1_high=of_1.high,
             pass_k=of_k.value,
             pass_k_low=of_k.low,
             pass_k_high=of_k.high,
-            length=tokens / answers,
+            length=tokens / answered,
             seconds=self._clock.seconds() - began,
         )
