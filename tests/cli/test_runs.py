@@ -117,7 +117,7 @@ def test_show(program: Program, place: Home) -> None:
         "Settings",
         "Derived",
         "step 40",
-        "→ saw 40 hens",
+        "\nThe fox → saw 40 hens.\n",
         "Python 3.12.3, macOS 26.1, arm64",
     ):
         assert part in said

@@ -66,7 +66,7 @@ def show_description(
         _heading(console, f"Samples after step {run.samples[0].step:,}")
         for sample in run.samples:
             said = Text.assemble(
-                (in_one_line(sample.prompt), "dim"), " → ", in_one_line(sample.text.strip())
+                (in_one_line(sample.prompt.strip()), "dim"), " → ", in_one_line(sample.text.strip())
             )
             console.print(said)
     if run.command:
