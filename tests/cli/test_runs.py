@@ -172,7 +172,8 @@ def test_what_was_right_of_tasks_is_shown_and_compared(program: Program, place: 
     assert shown["tasks"][1]["centered"] == pytest.approx(0.35 / 0.75)
     said = program("runs", "compare", "fox", "hen")[1]
     [row] = [line for line in said.splitlines() if line.startswith("arc-easy")]
-    assert "60.0% (50–69%) of 100  " in row and "70.0% (60–78%) of 100, step 30" in row
+    assert "60.0% (50.2% to 69.1%) of 100  " in row
+    assert "70.0% (60.4% to 78.1%) of 100, step 30" in row
     assert "gsm8k" in said and "mmlu" not in said
     first, second = json.loads(program("runs", "compare", "fox", "hen", "--json")[1])["runs"]
     assert len(first["tasks"]) == 3 and second["tasks"][0]["right"] == 70

@@ -280,8 +280,7 @@ def _tasks_in_brief(runs: Sequence[RunDescription]) -> list[list[str]]:
                 continue
             step = run.tasks[-1].step
             at = "" if step == run.summary.saved_steps[-1] else f", step {step:,}"
-            ends = f"{100 * result.low:.0f}–{result.high:.0%}"
-            row.append(f"{result.share:.1%} ({ends}) of {result.asked:,}{at}")
+            row.append(f"{result.interval} of {result.asked:,}{at}")
         rows.append(row)
     return rows
 
