@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints import put_step
+from support.logs import reinforcement, write_log
 from support.program import Program
 from support.run_homes import MadeRun, put_adapter, put_evaluation
 from support.task_scores import put_results, result
@@ -117,7 +118,7 @@ def test_show(program: Program, place: Home) -> None:
         "Settings",
         "Derived",
         "step 40",
-        "→ saw 40 hens",
+        "\nThe fox → saw 40 hens.\n",
         "Python 3.12.3, macOS 26.1, arm64",
     ):
         assert part in said
@@ -172,7 +173,8 @@ def test_what_was_right_of_tasks_is_shown_and_compared(program: Program, place: 
     assert shown["tasks"][1]["centered"] == pytest.approx(0.35 / 0.75)
     said = program("runs", "compare", "fox", "hen")[1]
     [row] = [line for line in said.splitlines() if line.startswith("arc-easy")]
-    assert "60.0% (50–69%) of 100  " in row and "70.0% (60–78%) of 100, step 30" in row
+    assert "60.0% (50.2% to 69.1%) of 100  " in row
+    assert "70.0% (60.4% to 78.1%) of 100, step 30" in row
     assert "gsm8k" in said and "mmlu" not in said
     first, second = json.loads(program("runs", "compare", "fox", "hen", "--json")[1])["runs"]
     assert len(first["tasks"]) == 3 and second["tasks"][0]["right"] == 70
@@ -363,3 +365,13 @@ def test_data_fetch_replaces_own_text(program: Program, place: Home, own_text: P
 def test_nobody_is_asked_who_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     assert not questions.can_ask()
+
+
+def test_pass_1_has_the_interval_of_its_evaluation(program: Program, place: Home) -> None:
+    write_log(place.root, "sums", reinforcement("sums"))
+    write_log(place.root, "more", reinforcement("more", steps=10))
+    said = program("runs", "show", "sums")[1]
+    assert "95.2% (85.2% to 105.2%) of held-out questions after step 20" in said
+    said = program("runs", "compare", "sums", "more")[1]
+    [row] = [line for line in said.splitlines() if line.startswith("pass@1")]
+    assert "95.2% (85.2% to 105.2%)" in row and "90.9% (80.9% to 100.9%)" in row

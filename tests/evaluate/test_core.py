@@ -248,6 +248,9 @@ def test_every_example_is_judged_and_counted(home: Path, tmp_path: Path) -> None
     assert last.done == last.total and last.unit == "tokens"
     [csv] = (home / "base_eval").glob("*.csv")
     assert csv.read_text().count("\n") == 4
+    _, events = evaluated(home, tmp_path / "eval_bundle")  # again: nothing is left to read
+    progress = [event for event in events if isinstance(event, Progressed)]
+    assert [(event.task, event.done) for event in progress] == [(label, EXAMPLES) for label in MADE]
 
 
 def test_a_limit_counts_for_each_task(home: Path, tmp_path: Path) -> None:

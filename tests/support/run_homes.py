@@ -90,7 +90,7 @@ class MadeRun:
                 bits = self.bits_after(step)
                 events.append(Evaluated(time, step, bits, 2 * bits, 640, 0.5))
             if step and step % 20 == 0:
-                events.append(Sampled(time, step, "The fox", f" saw {step} hens."))
+                events.append(Sampled(time, step, "The fox\n", f" saw {step} hens."))
             if step in self.saved:
                 events.append(Saved(time, step, f"step_{step:06d}", 0.1))
             if step == 0 or step in self.resumed:

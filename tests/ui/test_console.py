@@ -9,9 +9,12 @@ import subprocess
 import sys
 import termios
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Group
 from rich.text import Text
 
 from mlxchat.telemetry.events import (
@@ -33,6 +36,7 @@ from mlxchat.ui import output
 from mlxchat.ui.console import Screen, answers, close_screens, error, say, say_json, table, warning
 from mlxchat.ui.output import LiteralConsole, Output, console_for
 from mlxchat.ui.tables import Row, Section, show
+from mlxchat.ui.views import LiveView
 
 MEMORY = Memory(2**30, 2**30, 0, 2**30, 2**33)
 
@@ -363,6 +367,21 @@ def test_a_table_on_a_narrow_terminal_breaks_no_number_or_word(width, monkeypatc
     assert {"embedding", "bits,", "19,200", "9.0", "0.02"} <= set(" ".join(lines).split())
 
 
+@pytest.mark.parametrize("width", [80, 90, 111])
+def test_scores_with_intervals_are_broken_between_words(width, monkeypatch):
+    console = terminal(width)
+    monkeypatch.setattr("mlxchat.ui.console.console_for", lambda _: console)
+    columns = ["task", "examples", "right (95% interval)", "centered"]
+    columns += [f"GPT-2 {size}" for size in ("124M", "355M", "774M", "1.56B")]
+    scores = ["42.9% (21.4% to 67.4%)", "-0.1429", "57.9%", "65.6%", "68.9%", "71.4%"]
+    table(columns, [["bigbench_operators", 14, *scores], ["copa", 14, *scores]])
+    lines = Text.from_ansi(console.file.getvalue()).plain.splitlines()
+    assert max(map(len, lines)) <= width
+    words = " ".join([*columns, "bigbench_operators", "copa", "14", *scores]).split()
+    assert set(words) == set(" ".join(lines).split())
+    assert len(lines) == {80: 6, 90: 4, 111: 3}[width]
+
+
 @pytest.mark.parametrize("width", [40, 80])
 def test_a_path_in_a_table_can_be_copied_from_a_narrow_terminal(width, monkeypatch):
     console, path = terminal(width), f"/home/{'a-long-name/' * 8}base_data"
@@ -534,3 +553,54 @@ def test_a_process_that_ends_at_once_leaves_the_terminal_as_it_was(monkeypatch):
             assert termios.tcgetattr(stream) == before
         assert termios.tcgetattr(stream) == before
     os.close(keyboard)
+
+
+class SlowPanel:
+    """As many lines as it is told when its drawing begins, which takes some time."""
+
+    height = 5
+
+    def __rich_console__(self, *_: object) -> Iterator[Text]:
+        height = self.height
+        time.sleep(0.001)
+        yield from (Text("panel") for _ in range(height))
+
+
+def test_lines_of_several_threads_and_a_panel_that_grows_stay_whole(monkeypatch):
+    panel = SlowPanel()
+    monkeypatch.setattr("mlxchat.ui.views.REFRESHES_PER_SECOND", 500)
+    monkeypatch.setattr(LiveView, "_picture", lambda _: Group(panel))
+    console = LiteralConsole(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    with Screen(console=console) as screen:
+        screen.show(started())
+
+        def say_thirty(name: str) -> None:
+            for number in range(30):
+                panel.height = 5 + number % 3
+                screen.show(Noted(0.0, f"{name} {number}"))
+
+        others = [threading.Thread(target=say_thirty, args=(name,)) for name in ("a", "b")]
+        for thread in others:
+            thread.start()
+        say_thirty("run")
+        for thread in others:
+            thread.join()
+    lines = [line for line in on_a_terminal(console.file.getvalue()) if line]
+    assert lines.count("panel") == panel.height == len(lines) - 91  # and the plan
+    assert set(lines) >= {f"{name} {n}" for name in ("run", "a", "b") for n in range(30)}
+
+
+def on_a_terminal(written: str) -> list[str]:
+    """Return the lines of an endless terminal after something was written."""
+    lines, row = [""], 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[a-zA-Z]|\n|\r|[^\x1b\n\r]+", written):
+        if part.endswith("A") and part.startswith("\x1b"):
+            row -= int(part[2:-1])
+        elif part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif part[0] not in "\r\x1b":
+            lines[row] += part
+    return lines

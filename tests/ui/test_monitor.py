@@ -25,7 +25,15 @@ from rich.text import Text
 from mlxchat.home import Home
 from mlxchat.monitor.machine import Disk, HostMemory, MlxchatProcess
 from mlxchat.monitor.runs import Snapshot, State, WatchedRun
-from mlxchat.telemetry.events import Evaluated, Memory, Position, Started, Stepped
+from mlxchat.telemetry.events import (
+    CoreMeasured,
+    Evaluated,
+    Judged,
+    Memory,
+    Position,
+    Started,
+    Stepped,
+)
 from mlxchat.telemetry.meter import Meter
 from mlxchat.telemetry.status import Process, Status
 from mlxchat.ui.monitor import picture, watch
@@ -109,6 +117,19 @@ def test_three_runs_fit_at_any_size(width: int, height: int) -> None:
     for shown in [*numbers, *facts, "2.4 MB", "812.0 MB", "120.3 GB", "101", "103", "104"]:
         assert shown in text, shown
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_scores_have_their_intervals_where_there_is_room(width: int) -> None:
+    scored = run()
+    ends = (0.52, 0.44, 0.6, 0.71, 0.61, 0.79)
+    scored.meter.update(Judged(NOW, 1300, 200, 8, 0.5, *ends, 31.0, 9.0))
+    scored.meter.update(CoreMeasured(NOW, 1300, 0.1139, 0.008, 500, 60.0, {}))
+    text = drawn(snapshot(scored), width)
+    assert {cell_len(line) for line in text.splitlines()} == {width}
+    assert "52.0%" in text and "0.1139" in text
+    intervals = [shown in text for shown in ("(44.0% to 60.0%)", "(0.0982 to 0.1296)")]
+    assert intervals == [width >= 60] * 2
 
 
 def test_a_panel_each_with_its_curve() -> None:

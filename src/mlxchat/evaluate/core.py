@@ -238,7 +238,8 @@ class _Progress:
     def _both(self, label: str) -> Iterator[Progressed]:
         judged, items = self._judged[label], self._items[label]
         yield Progressed(self._clock(), label, judged, items, "examples")
-        yield self._of_all()
+        if any(self._missing.values()):  # else there is nothing to read
+            yield self._of_all()
 
     def _of_all(self) -> Progressed:
         done, tokens = sum(self._tokens.values()), self._tokens

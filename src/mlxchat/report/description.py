@@ -26,7 +26,7 @@ from mlxchat.report.places import find_run
 from mlxchat.report.provenance import NOT_SET, SettingRow, command_of_run, setting_rows
 from mlxchat.report.runs import RunSummary, Summaries, beginning_with
 from mlxchat.report.scores import StepResults, kept_results, of_other_models
-from mlxchat.telemetry.events import Event, Sampled, Started
+from mlxchat.telemetry.events import Event, Judged, Sampled, Started
 
 
 class _Record(BaseModel):
@@ -61,6 +61,7 @@ class RunDescription:
         versions: of mlxchat and MLX that saved it.
         starts: each start and resumption.
         samples: the last ones.
+        judged: how it last answered held-out questions.
         steps: its checkpoints.
         continued: the runs that began with its model.
         base_is_there: whether the model that it began with is still where its settings say.
@@ -83,6 +84,7 @@ class RunDescription:
     versions: str | None = None
     starts: tuple[Started, ...] = ()
     samples: tuple[Sampled, ...] = ()
+    judged: Judged | None = None
     steps: tuple[SavedStep, ...] = ()
     continued: tuple[str, ...] = ()
     base_is_there: bool = True
@@ -103,7 +105,7 @@ def described_run(home: Home, name: str) -> RunDescription:
         MlxchatError: a folder of runs cannot be read.
     """
     summary = Summaries(home).read(find_run(home, name))
-    starts, samples = _of_log(home.log(name))
+    starts, samples, judged = _of_log(home.log(name))
     folder = summary.places.folder
     steps = saved_steps([folder], lambda _: None) if folder else []
     every = Summaries(home).all()
@@ -111,6 +113,7 @@ def described_run(home: Home, name: str) -> RunDescription:
     common: dict[str, Any] = {
         "starts": tuple(starts),
         "samples": tuple(samples),
+        "judged": judged,
         "steps": tuple(steps),
         "tasks": tasks,
         "of_other_models": of_other_models(summary.places, summary.saved_steps),
@@ -155,19 +158,20 @@ def _read_record(newest: Path) -> tuple[_Record, RunConfig]:
     return record, as_type(kind.upgraded(record.settings), TypeAdapter(kind))
 
 
-def _of_log(log: Path) -> tuple[list[Started], list[Sampled]]:
-    """Return every start of a run, and its samples after the last step that has some.
+def _of_log(log: Path) -> tuple[list[Started], list[Sampled], Judged | None]:
+    """Return every start of a run, its last samples, and its last answers to held-out questions.
 
     Raises:
         MlxchatError: the log cannot be read.
     """
     try:
-        events: list[Event] = read_events_of(log, Started, Sampled)
+        events: list[Event] = read_events_of(log, Started, Sampled, Judged)
     except OSError as error:
         raise unreadable(log, error) from error
     starts = [event for event in events if isinstance(event, Started)]
     samples = [event for event in events if isinstance(event, Sampled)]
-    return starts, [sample for sample in samples if sample.step == samples[-1].step]
+    judged = next((event for event in reversed(events) if isinstance(event, Judged)), None)
+    return starts, [sample for sample in samples if sample.step == samples[-1].step], judged
 
 
 def _is_there(model: str | None, names: Sequence[str]) -> bool:

@@ -173,10 +173,10 @@ def compared_figures(runs: Sequence[RunFacts]) -> Html:
         values = [row.value(facts) for facts in runs]
         rule = row.best if _are_comparable(row, runs) else None
         rows.append((row.name, *_best_in_bold(texts, values, rule)))
-    for task, per_rank in beside_each_other([facts.tasks for facts in runs]).items():
-        texts = ["—" if of is None else f"{of.interval} of {of.asked:,}" for of in per_rank]
-        alike = len({of.settings for of in per_rank if of is not None}) == 1
-        shares = [None if of is None else of.share for of in per_rank]
+    for task, results in beside_each_other([facts.tasks for facts in runs]).items():
+        texts = ["—" if of is None else f"{of.interval} of {of.asked:,}" for of in results]
+        alike = len({of.settings for of in results if of is not None}) == 1
+        shares = [None if of is None else of.share for of in results]
         rows.append((task, *_best_in_bold(texts, shares, max if alike else None)))
     multipliers, explained = _multipliers(runs), ""
     if any(text != "—" for text in multipliers[1:]):

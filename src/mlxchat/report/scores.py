@@ -125,8 +125,8 @@ def beside_each_other(
     for task in tasks:
         known = [[result for result in results if result.task == task] for results in newest]
         common = set.intersection(*({each.settings for each in of} for of in known if of))
-        per_rank = [[each for each in of if not common or each.settings in common] for of in known]
-        found[task] = [next(iter(best_known(of)), None) for of in per_rank]
+        alike = [[each for each in of if not common or each.settings in common] for of in known]
+        found[task] = [next(iter(best_known(of)), None) for of in alike]
     return found
 
 

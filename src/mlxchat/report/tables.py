@@ -164,8 +164,8 @@ def compared_settings(runs: Sequence[RunFacts], only_different: bool) -> Html:
     names.pop("model_tag", None)
     rows = []
     for name in names:
-        per_rank = [column.get(name) for column in columns.values()]
-        values = [setting.value if setting else "—" for setting in per_rank]
+        settings = [column.get(name) for column in columns.values()]
+        values = [setting.value if setting else "—" for setting in settings]
         if (len(set(values)) > 1) == only_different:
             rows.append((code(name), *values))
     return table_of_runs(("setting", *columns), rows, texts=1 + len(columns))

@@ -6,21 +6,23 @@ file or a pipe, JSON for programs.
 
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TextIO
 
 from rich.cells import cell_len
 from rich.console import Group
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 from mlxchat.telemetry.events import Event, json_line
 from mlxchat.telemetry.meter import Meter
-from mlxchat.ui.output import PIPE_WIDTH, LiteralConsole, console_for
+from mlxchat.ui.output import LiteralConsole, console_for
 from mlxchat.ui.text import as_options, in_one_line
 from mlxchat.ui.views import JsonView, LiveView, PlainView, View
 from mlxchat.ui.wrapping import WordStream, in_lines
+
+_GAP = 2  # blanks between the columns of a table
 
 
 class Screen:
@@ -151,26 +153,78 @@ def table(
     first.
     """
     listed = [list(row) for row in rows]
-    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for index, name in enumerate(columns):
-        numeric = bool(listed) and not any(isinstance(row[index], str) for row in listed)
-        drawn.add_column(
-            Text(name),
-            justify="right" if numeric else "left",
-            no_wrap=numeric or index == 0,  # on a narrow terminal, texts wrap but names do not
-            overflow="fold",
-        )
     texts = [
         [Text(in_one_line(cell) if isinstance(cell, str) else f"{cell:,}") for cell in row]
         for row in listed
     ]
-    for cells in texts:
-        drawn.add_row(*cells)
+    numeric = [
+        bool(listed) and not any(isinstance(row[index], str) for row in listed)
+        for index in range(len(columns))
+    ]
     console = console_for(stream or sys.stdout)
-    unbounded = console.options.update(max_width=PIPE_WIDTH)
-    fits = Measurement.get(console, unbounded, drawn).minimum <= console.width
-    shown = drawn if fits else _stacked(columns, texts, console.width)
+    shown: Table | Group
+    widths = _column_widths(columns, texts, numeric, console.width)
+    if widths is None:
+        shown = _stacked(columns, texts, console.width)
+    else:
+        shown = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+        for name, is_numeric, width in zip(columns, numeric, widths, strict=True):
+            shown.add_column(Text(name), justify="right" if is_numeric else "left", width=width)
+        for cells in texts:
+            shown.add_row(*cells)
     console.print(shown, crop=False)  # the terminal breaks what is longer than a line
+
+
+def _column_widths(
+    columns: Sequence[str], rows: Sequence[Sequence[Text]], numeric: Sequence[bool], width: int
+) -> list[int] | None:
+    """Return the widths of columns that break no word; None if the terminal is too narrow for that.
+
+    The first column and numbers stay on one line. Of the others, those become narrower whose cells
+    take the fewest lines more, the widest first.
+    """
+    cells = [
+        [name.split(), *(row[index].plain.split() for row in rows)]
+        for index, name in enumerate(columns)
+    ]
+    widths = [max(map(_length, column)) for column in cells]
+    least = [
+        widths[index]
+        if numeric[index] or index == 0
+        else max(cell_len(word) for words in column for word in words or [""])
+        for index, column in enumerate(cells)
+    ]
+    room = width - _GAP * (len(columns) - 1)
+    if sum(least) > room:
+        return None
+
+    @cache
+    def lines(index: int, width: int) -> int:
+        return sum(_lines(words, width) for words in cells[index])
+
+    def cost(index: int) -> tuple[int, int]:
+        width = widths[index]
+        return lines(index, width - 1) - lines(index, width), -width
+
+    while sum(widths) > room:
+        wide = [index for index in range(len(columns)) if widths[index] > least[index]]
+        widths[min(wide, key=cost)] -= 1
+    return widths
+
+
+def _length(words: Sequence[str]) -> int:
+    """Return the cells that words take on one line."""
+    return sum(map(cell_len, words)) + max(0, len(words) - 1)
+
+
+def _lines(words: Sequence[str], width: int) -> int:
+    """Return how many lines words take, broken between them."""
+    lines, used = 1, -1
+    for word in words:
+        used += 1 + cell_len(word)
+        if used > width:
+            lines, used = lines + 1, cell_len(word)
+    return lines
 
 
 def _stacked(columns: Sequence[str], rows: Iterable[Sequence[Text]], width: int) -> Group:
@@ -187,7 +241,7 @@ def _stacked(columns: Sequence[str], rows: Iterable[Sequence[Text]], width: int)
             if max(map(cell_len, cell.plain.split()), default=0) > width - label:
                 parts += [Text(name), _alone(Text(in_lines(cell.plain, width)))]
                 continue
-            below = Table.grid(padding=(0, 2, 0, 0))
+            below = Table.grid(padding=(0, _GAP, 0, 0))
             below.add_column(width=label - 2)
             below.add_column()
             below.add_row(Text(name), cell)

@@ -21,11 +21,11 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from mlxchat.counts import duration, part_of_size, round_size, score_within
+from mlxchat.counts import duration, part_of_size, round_size, score_within, share_within
 from mlxchat.monitor.runs import Snapshot, State, WatchedRun
 from mlxchat.telemetry.clock import SYSTEM_CLOCK, Timer
 from mlxchat.telemetry.events import MACHINE_FULL
-from mlxchat.ui.dashboard import GAP, progress_curve, shown_loss
+from mlxchat.ui.dashboard import GAP, INTERVAL_WIDTH, progress_curve, shown_loss
 from mlxchat.ui.text import (
     Cell,
     TextPanel,
@@ -219,7 +219,7 @@ def run_panel(run: WatchedRun, now: float, width: int, rows: int) -> TextPanel:
     label = f"step {run.meter.step:,}/{run.meter.total_steps:,}"
     lines = [labelled_bar(label, run.meter.step, run.meter.total_steps, width, color)]
     notice = wrapped(_notice(run, now), width, color)
-    cells = _numbers(run, now)
+    cells = _numbers(run, now, has_room=width >= INTERVAL_WIDTH)
     if rows == 0:
         return TextPanel(_title(run), [*lines, *notice, *flow(cells, width, GAP)], color)
     numbers = column(cells, LEAST_VALUE)
@@ -243,14 +243,18 @@ def ago(time: float, now: float) -> str:
     return f"{duration(max(0.0, now - time))} ago"
 
 
-def _numbers(run: WatchedRun, now: float) -> list[Cell]:
+def _numbers(run: WatchedRun, now: float, has_room: bool) -> list[Cell]:
+    """Return the figures of a run, scores with their intervals if there is room."""
     meter = run.meter
     if meter.reward is None:
         cells = [Cell("loss", shown_loss(meter, run.latest))]
     else:
         cells = [Cell("reward", f"{meter.reward:.3f}")]
     if meter.scores:
-        cells.append(Cell("pass@1", f"{meter.scores[-1][1]:.1%}"))
+        (step, right), judged = meter.scores[-1], meter.judged
+        known = judged is not None and judged.step == step  # not of what only a checkpoint tells
+        ends = (judged.pass_1_low, judged.pass_1_high) if judged and known and has_room else None
+        cells.append(Cell("pass@1", share_within(right, ends)))
     if meter.bits_per_byte is not None:
         at = f"{meter.bits_per_byte:.4f}, step {meter.evaluations[-1][0]:,}"
         cells.append(Cell("bits per byte", at))
@@ -258,7 +262,7 @@ def _numbers(run: WatchedRun, now: float) -> list[Cell]:
         cells.append(Cell("best", f"{meter.best[1]:.4f}, step {meter.best[0]:,}"))
     if meter.core:
         _, core, error, _ = meter.core[-1]
-        cells.append(Cell("CORE", score_within(core, error)))
+        cells.append(Cell("CORE", score_within(core, error) if has_room else f"{core:.4f}"))
     if run.state == "running":
         rate, left = meter.tokens_per_second, run.seconds_left(now)
         cells.append(Cell("tokens/s", "–" if rate is None else f"{rate:,.0f}"))

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from rich.text import Text
 
-from mlxchat.counts import duration, score_within
+from mlxchat.counts import duration, score_within, share_within
 from mlxchat.harmless import harmless
 from mlxchat.report.description import RunDescription
 from mlxchat.report.differences import Comparison, differing_settings
@@ -66,7 +66,7 @@ def show_description(
         _heading(console, f"Samples after step {run.samples[0].step:,}")
         for sample in run.samples:
             said = Text.assemble(
-                (in_one_line(sample.prompt), "dim"), " → ", in_one_line(sample.text.strip())
+                (in_one_line(sample.prompt.strip()), "dim"), " → ", in_one_line(sample.text.strip())
             )
             console.print(said)
     if run.command:
@@ -98,7 +98,8 @@ def _overview(run: RunDescription) -> list[tuple[str, str]]:
     add("tokens", summary.tokens and f"{summary.tokens:,}")
     add("FLOPs", summary.flops and f"{summary.flops:.3g}")
     add("bits per byte", _bits_in_words(summary))
-    add("pass@1", _right_in_words(summary))
+    if (right := _share_right(run)) is not None:
+        add("pass@1", f"{right} of held-out questions after step {summary.scores[-1][0]:,}")
     if summary.core:
         last = summary.core[-1]
         add("CORE", f"{score_within(last.core, last.error)} after step {last.step:,}")
@@ -148,10 +149,14 @@ def _bits_in_words(run: RunSummary) -> str:
     )
 
 
-def _right_in_words(run: RunSummary) -> str:
-    if run.pass_1 is None:
-        return ""
-    return f"{run.pass_1:.1%} of held-out questions after step {run.scores[-1][0]:,}"
+def _share_right(run: RunDescription) -> str | None:
+    """Return pass@1 in the last evaluation, with its interval if the log has it."""
+    if run.summary.pass_1 is None:
+        return None
+    last = run.judged
+    if last is None or last.step != run.summary.scores[-1][0]:
+        return share_within(run.summary.pass_1)
+    return share_within(last.pass_1, (last.pass_1_low, last.pass_1_high))
 
 
 def _results(judged: StepResults) -> list[tuple[str, str]]:
@@ -256,7 +261,7 @@ def _measurements(runs: Sequence[RunDescription]) -> list[list[str]]:
         row("model", lambda run: model_in_brief(run.model)),
         row("bits/byte", lambda run: _formatted(run.bits_per_byte, ".4f")),
         row("best", lambda run: _formatted(run.best and run.best[1], ".4f")),
-        row("pass@1", lambda run: _formatted(run.pass_1, ".1%")),
+        ["pass@1", *(_share_right(run) or UNKNOWN for run in runs)],
         row("steps", steps_in_brief),
         row("tokens", lambda run: None if run.tokens is None else in_short(run.tokens)),
         row("FLOPs", lambda run: _formatted(run.flops, ".3g")),
@@ -280,8 +285,7 @@ def _tasks_in_brief(runs: Sequence[RunDescription]) -> list[list[str]]:
                 continue
             step = run.tasks[-1].step
             at = "" if step == run.summary.saved_steps[-1] else f", step {step:,}"
-            ends = f"{100 * result.low:.0f}–{result.high:.0%}"
-            row.append(f"{result.share:.1%} ({ends}) of {result.asked:,}{at}")
+            row.append(f"{result.interval} of {result.asked:,}{at}")
         rows.append(row)
     return rows
 

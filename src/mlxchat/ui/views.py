@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Protocol
 
 from rich.console import Group, RenderableType
@@ -297,9 +298,11 @@ class PlainView:
 class LiveView:
     """Shows a panel while a model trains, bars below it, and lines that scroll away above.
 
-    rich draws from a thread of its own, which holds rich's lock when it asks for the picture.
-    Therefore the lock on the state is never held while calling rich, and that thread never takes
-    the lock for starting and stopping.
+    A thread draws the panel several times a second, and others print lines above it. rich holds
+    its own lock for a part of each only, and would move the cursor up by the height of a panel that
+    another thread has replaced meanwhile; so one lock is held while anything is drawn. The lock on
+    the state is never held while calling rich, and the thread that draws never takes the lock for
+    starting and stopping.
     """
 
     def __init__(self, console: LiteralConsole, timer: Timer) -> None:
@@ -307,6 +310,8 @@ class LiveView:
         self._timer = timer
         self._switching = threading.Lock()
         self._live: Live | None = None
+        self._drawing = threading.RLock()
+        self._ended = threading.Event()  # tells the thread that draws; one for each panel
         self._keys = ExitStack()  # while it is shown
         self._lock = threading.Lock()
         self._tasks = Tasks(timer)
@@ -328,7 +333,8 @@ class LiveView:
             self.close()
         if line is not None:
             shown = in_lines(in_one_line(line), self._console.width)
-            self._console.print(Text(shown), soft_wrap=True)
+            with self._drawing:
+                self._console.print(Text(shown), soft_wrap=True)
 
     def _start(self) -> None:
         with self._switching:
@@ -337,16 +343,29 @@ class LiveView:
                 self._live = Live(
                     get_renderable=self._picture,
                     console=self._console,
-                    refresh_per_second=REFRESHES_PER_SECOND,
+                    auto_refresh=False,
                     vertical_overflow="crop",
                 )
-                self._live.start()
+                with self._drawing:
+                    self._live.start()
+                self._ended = threading.Event()
+                draw = partial(self._draw, self._live, self._ended)
+                threading.Thread(target=draw, name="panel", daemon=True).start()
+
+    def _draw(self, live: Live, ended: threading.Event) -> None:
+        """Draw the panel several times a second until it has ended."""
+        while not ended.wait(1 / REFRESHES_PER_SECOND):
+            with self._drawing:
+                if not ended.is_set():
+                    live.refresh()
 
     def close(self) -> None:
         """Stop drawing, and leave the last picture on the screen."""
         with self._switching:
             if self._live is not None:
-                self._live.stop()
+                self._ended.set()
+                with self._drawing:
+                    self._live.stop()
                 self._live = None
                 self._keys.close()
         with self._lock:
