@@ -1,4 +1,4 @@
-"""What tells the model in a directory from others, and so which evaluations are its own."""
+"""Tells the model in a directory from others, and finds the evaluations that are its own."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
